@@ -1,0 +1,165 @@
+"""Every setting of one experiment: frozen values, checked when made, known by dotted names.
+
+A setting is added here and used where it acts; parsing, recording, searching and printing follow from its type.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dftrack.errors import SettingError, require
+
+Value = str | int | float | bool | None
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Device = Literal["auto", "cpu", "cuda"]
+Optimizer = Literal["adam", "adamw", "sgd"]
+Augmentation = Literal["none", "flip", "flip-color"]
+
+POOLINGS = 3  # each halves the picture, so a side of at least 2**3 pixels is needed
+BASELINE_DATA = "sample"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Which pictures are read, and at what size."""
+
+    source: str = BASELINE_DATA  # "sample", or the path of a folder or of a manifest.csv
+    image_size: int | None = None  # pixels, side of the square; None: the source's usual size (sample 96, others 224)
+
+    def __post_init__(self) -> None:
+        require(bool(self.source), "data.source must name a data set, got ''")
+        size = self.image_size
+        require(
+            size is None or size >= 2**POOLINGS,
+            f"data.image_size must be at least {2**POOLINGS} pixels, got {size}",
+            f"the network halves the picture {POOLINGS} times",
+        )
+        require(size is None or size <= 1024, f"data.image_size must be at most 1024 pixels, got {size}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The shape of the three-block network."""
+
+    kernel_size: int = 3  # pixels, side of every convolution's kernel; odd
+    dropout: float = 0.5  # probability in [0, 1) that a hidden unit is left out in training
+
+    def __post_init__(self) -> None:
+        k = self.kernel_size
+        require(
+            1 <= k <= 15 and k % 2 == 1,
+            f"model.kernel_size must be odd and from 1 to 15, got {k}",
+            "an odd kernel padded by k//2 keeps the size of the map; 3 is the baseline",
+        )
+        require(0 <= self.dropout < 1, f"model.dropout must be in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How one model is trained."""
+
+    epochs: int = 10  # passes over the training images
+    batch_size: int = 32  # images per optimizer step
+    learning_rate: float = 1e-4  # the optimizer's step size
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0  # L2 for adam and sgd, decoupled for adamw
+    augmentation: Augmentation = "none"  # training images only
+    seed: int = 0  # of weights, order, dropout and augmentation
+    device: Device = "auto"  # auto: cuda where there is one
+    precision: Precision = "auto"  # auto: bf16 where it is native, on CUDA else fp16, on the CPU else fp32
+    checkpoint_seconds: float = 30.0  # at least this long between two full checkpoints; 0: after every step
+
+    def __post_init__(self) -> None:
+        require(self.epochs >= 1, f"train.epochs must be at least 1, got {self.epochs}")
+        require(2 <= self.batch_size <= 65536, f"train.batch_size must be from 2 to 65536, got {self.batch_size}")
+        require(
+            math.isfinite(self.learning_rate) and self.learning_rate > 0,
+            f"train.learning_rate must be a positive number, got {self.learning_rate}",
+        )
+        require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            f"train.weight_decay must be 0 or more, got {self.weight_decay}",
+        )
+        require(0 <= self.seed < 2**31, f"train.seed must be from 0 to 2147483647, got {self.seed}")
+        require(
+            math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0,
+            f"train.checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that decides one experiment. Immutable: vary it with `vary` or `dataclasses.replace`."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+# Settings that say where and how safely a training runs, not what it computes: they are no part of its identity.
+INCIDENTAL = frozenset({"train.checkpoint_seconds"})
+
+
+def flatten(config: Config) -> dict[str, Value]:
+    """Every setting under its dotted name, in the order of definition."""
+    return {
+        f"{section.name}.{setting.name}": getattr(getattr(config, section.name), setting.name)
+        for section in dataclasses.fields(config)
+        for setting in dataclasses.fields(getattr(config, section.name))
+    }
+
+
+def setting_types() -> dict[str, Any]:
+    """Dotted name -> annotated type of every setting."""
+    sections = typing.get_type_hints(Config)
+    return {
+        f"{section}.{name}": kind
+        for section, cls in sections.items()
+        for name, kind in typing.get_type_hints(cls).items()
+    }
+
+
+def vary(config: Config, changes: Mapping[str, Value]) -> Config:
+    """A copy of `config` with the settings of `changes` (dotted name -> value) replaced.
+
+    Strings are read as the setting's type, so this serves the command line and study files alike.
+    Raises SettingError for an unknown name (with the nearest right one), a wrong type or a value out of range.
+    """
+    by_section: dict[str, dict[str, Value]] = {}
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        by_section.setdefault(section, {})[key] = read_value(name, value)
+    sections = {s: dataclasses.replace(getattr(config, s), **values) for s, values in by_section.items()}
+    return dataclasses.replace(config, **sections)
+
+
+def read_value(name: str, value: Value) -> Value:
+    """`value` as the type of the setting `name`. Raises SettingError if the name or the value does not fit."""
+    kinds = setting_types()
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else "known settings: " + ", ".join(kinds)
+        raise SettingError(f"there is no setting {name!r}", hint)
+    kind = kinds[name]
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        return value
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and (value is None or value in ("", "none", "None")):
+        return None
+    wanted = next(option for option in options if option is not type(None))
+    if isinstance(value, str) or (wanted is float and type(value) is int):
+        try:
+            return typing.cast(Value, wanted(value))
+        except ValueError:
+            pass
+    elif type(value) is wanted:
+        return value
+    words = {"int": "a whole number", "float": "a number", "str": "text"}
+    raise SettingError(f"{name} must be {words[wanted.__name__]}, got {value!r}")

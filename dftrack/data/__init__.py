@@ -1,0 +1,1 @@
+"""Material: from image files to batches."""

@@ -1,0 +1,65 @@
+"""What can go wrong through no fault of dftrack: one family of errors, each with its exit code."""
+
+EXIT_INTERRUPTED = 130  # Ctrl-C (128 + SIGINT), the run is closed as KILLED and can go on
+EXIT_TERMINATED = 143  # SIGTERM (128 + SIGTERM), likewise
+
+
+class DftrackError(Exception):
+    """A mistake the user can mend: `message` says what was seen, `hint` what to do about it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class SettingError(DftrackError):
+    """A setting that is unknown, of the wrong type or out of its range."""
+
+    exit_code = 2
+
+
+class DataError(DftrackError):
+    """A data set that is missing, incomplete, unreadable or unfit for the work asked for."""
+
+    exit_code = 3
+
+
+class StoreError(DftrackError):
+    """The tracking store cannot be opened, written or understood."""
+
+    exit_code = 4
+
+
+class DeviceError(DftrackError):
+    """The device or precision asked for is not to be had on this machine."""
+
+    exit_code = 5
+
+
+class TrainingError(DftrackError):
+    """Training cannot go on: a loss that is not finite, memory exhausted."""
+
+    exit_code = 6
+
+
+class MetricError(DftrackError):
+    """A metric that is undefined for these scores and labels."""
+
+    exit_code = 7
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: a request, carried out at a safe point
+    """Somebody asked the process to stop (`exit_code` says who) and it stopped at a safe point."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"stopped on request (exit code {exit_code})")
+        self.exit_code = exit_code
+
+
+def require(condition: bool, message: str, hint: str = "") -> None:
+    """Raise SettingError(message, hint) unless `condition` holds."""
+    if not condition:
+        raise SettingError(message, hint)

@@ -1,0 +1,79 @@
+"""The network: three convolution blocks and two linear layers, after the origin's CNN for OpenForensics faces.
+
+It computes what the published network computes, arranged so that it costs less:
+ReLU comes after the pooling (max and ReLU commute, so the numbers are the same on a quarter of the values), and the
+convolutions have no bias (BatchNorm takes the mean away again; see `fold_biases` for weights that have one).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dftrack.config import POOLINGS, ModelConfig
+from dftrack.errors import SettingError
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+CHANNELS = (3, 32, 64, 128)
+HIDDEN = 512
+CLASSES = 2  # real 0, fake 1
+
+
+class FaceCNN(nn.Module):
+    """(B, 3, S, S) normalised pictures -> (B, 2) logits for real and fake."""
+
+    def __init__(self, *, kernel_size: int, dropout: float, image_size: int) -> None:
+        super().__init__()
+        if image_size < 2**POOLINGS:
+            raise SettingError(
+                f"data.image_size must be at least {2**POOLINGS} pixels, got {image_size}",
+                f"the network halves the picture {POOLINGS} times",
+            )
+        self.image_size = image_size
+
+        def convolution(block: int) -> nn.Conv2d:
+            ins, outs = CHANNELS[block - 1 : block + 1]
+            return nn.Conv2d(ins, outs, kernel_size, padding=kernel_size // 2, bias=False)
+
+        self.conv1, self.bn1 = convolution(1), nn.BatchNorm2d(CHANNELS[1])
+        self.conv2, self.bn2 = convolution(2), nn.BatchNorm2d(CHANNELS[2])
+        self.conv3, self.bn3 = convolution(3), nn.BatchNorm2d(CHANNELS[3])
+        self.fc1 = nn.Linear(CHANNELS[3] * (image_size // 2**POOLINGS) ** 2, HIDDEN)  # 128 x 28 x 28 at 224 px
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(HIDDEN, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = images  # (B, 3, S, S)
+        for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
+            maps = functional.relu(functional.max_pool2d(norm(conv(maps)), kernel_size=2, stride=2))
+        hidden = functional.relu(self.fc1(torch.flatten(maps, start_dim=1)))  # (B, 512)
+        logits: Tensor = self.fc2(self.dropout(hidden))  # (B, 2)
+        return logits
+
+
+def build_model(config: ModelConfig, image_size: int) -> FaceCNN:
+    """A new network on the CPU, its weights drawn from torch's global generator (seed it first)."""
+    model = FaceCNN(kernel_size=config.kernel_size, dropout=config.dropout, image_size=image_size)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # torch's stub lacks it
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, scaled to [0, 1], ImageNet mean taken off, channels last."""
+    scale = torch.tensor([1 / (255 * std) for std in STD], device=pixels.device)
+    shift = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)], device=pixels.device)
+    return torch.addcmul(shift, pixels.to(torch.float32), scale).permute(0, 3, 1, 2)
+
+
+def fold_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the published network (convolutions with bias) -> the same function without those biases.
+
+    BatchNorm in evaluation computes (x + b - running_mean) / deviation, so b moves into the running mean.
+    """
+    folded = dict(state)
+    for block in range(1, len(CHANNELS)):
+        bias = folded.pop(f"conv{block}.bias", None)
+        if bias is not None:
+            folded[f"bn{block}.running_mean"] = folded[f"bn{block}.running_mean"] - bias
+    return folded
