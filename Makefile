@@ -61,9 +61,13 @@ format: $(STAMP)  ## ruff mends what it can
 types: $(STAMP)  ## mypy, strict
 	$(BIN)/mypy
 
+# graphene 3.4.3 says that it fits python-dateutil 2 only, 3.4 does not say: unheld, a new lock would go back to 3.4.
+HELD := graphene>=3.4.3
+
 lock: $(STAMP)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	    --custom-compile-command "make lock" --extra dev --output-file requirements.lock $(ARGS) pyproject.toml
+	echo '$(HELD)' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --custom-compile-command "make lock" --extra dev --constraint /dev/stdin \
+	    --output-file requirements.lock $(ARGS) pyproject.toml
 
 screenshots: $(STAMP)  ## a real browser takes pictures of the MLflow page into screenshots/
 	$(TEST_ENV) DFTRACK_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser $(ARGS)
