@@ -8,7 +8,8 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ Augmentation = Literal["none", "flip", "flip-color"]
 
 POOLINGS = 3  # each halves the picture, so a side of at least 2**3 pixels is needed
 BASELINE_DATA = "sample"
+TRUE, FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class DataConfig:
     image_size: int | None = None  # pixels, side of the square; None: the source's usual size (sample 96, others 224)
 
     def __post_init__(self) -> None:
+        fit_types("data", self)
         require(bool(self.source), "data.source must name a data set, got ''")
         size = self.image_size
         require(
@@ -50,6 +53,7 @@ class ModelConfig:
     dropout: float = 0.5  # probability in [0, 1) that a hidden unit is left out in training
 
     def __post_init__(self) -> None:
+        fit_types("model", self)
         k = self.kernel_size
         require(
             1 <= k <= 15 and k % 2 == 1,
@@ -75,6 +79,7 @@ class TrainConfig:
     checkpoint_seconds: float = 30.0  # at least this long between two full checkpoints; 0: after every step
 
     def __post_init__(self) -> None:
+        fit_types("train", self)
         require(self.epochs >= 1, f"train.epochs must be at least 1, got {self.epochs}")
         require(2 <= self.batch_size <= 65536, f"train.batch_size must be from 2 to 65536, got {self.batch_size}")
         require(
@@ -138,28 +143,78 @@ def vary(config: Config, changes: Mapping[str, Value]) -> Config:
     return dataclasses.replace(config, **sections)
 
 
+def fit_types(section: str, settings: object) -> None:
+    """Check that every value of a section has its setting's type; whole numbers become floats where a float is due.
+
+    To be called first of all in the section's `__post_init__`: the bounds may then compare what they like.
+    """
+    for name, kind in typing.get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        fitted = checked(f"{section}.{name}", kind, value)
+        if fitted is not value:
+            object.__setattr__(settings, name, fitted)
+
+
 def read_value(name: str, value: Value) -> Value:
-    """`value` as the type of the setting `name`. Raises SettingError if the name or the value does not fit."""
+    """`value` as the type of the setting `name`, read from its text if it is a string (a command line has no other).
+
+    Raises SettingError if there is no such setting (with the nearest right name) or the value does not fit its type.
+    """
     kinds = setting_types()
     if name not in kinds:
-        near = difflib.get_close_matches(name, kinds, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else "known settings: " + ", ".join(kinds)
-        raise SettingError(f"there is no setting {name!r}", hint)
+        near = nearest(name, kinds)
+        raise SettingError(
+            f"there is no setting {name!r}",
+            f"did you mean {near}?" if near else "known settings: " + ", ".join(kinds),
+        )
     kind = kinds[name]
+    if isinstance(value, str) and str not in typing.get_args(kind) and kind is not str:
+        value = parse(kind, value)
+    return checked(name, kind, value)
+
+
+def parse(kind: Any, text: str) -> Value:
+    """`text` read as `kind` (int, float, bool or such a type | None); `text` itself if it cannot be read so."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(None) in options and text.lower() in ("", "none"):
+        return None
+    if bool in options and text.lower() in TRUE | FALSE:
+        return text.lower() in TRUE
+    with suppress(ValueError):
+        if int in options:
+            return int(text)
+        if float in options:
+            return float(text)
+    return text
+
+
+def checked(name: str, kind: Any, value: Value) -> Value:
+    """`value` if it is of `kind`, an int turned float where a float is due. Raises SettingError otherwise."""
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
         require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}")
         return value
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(None) in options and (value is None or value in ("", "none", "None")):
-        return None
-    wanted = next(option for option in options if option is not type(None))
-    if isinstance(value, str) or (wanted is float and type(value) is int):
-        try:
-            return typing.cast(Value, wanted(value))
-        except ValueError:
-            pass
-    elif type(value) is wanted:
+    if type(value) in options:  # exactly: True is no whole number
         return value
-    words = {"int": "a whole number", "float": "a number", "str": "text"}
-    raise SettingError(f"{name} must be {words[wanted.__name__]}, got {value!r}")
+    if float in options and type(value) is int:
+        return float(value)
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    raise SettingError(f"{name} must be {' or '.join(words[option] for option in options)}, got {value!r}")
+
+
+def nearest(name: str, known: Collection[str]) -> str | None:
+    """The known dotted name that `name` most likely means, None if there is no likely one.
+
+    The section may be missing or wrong, and a setting may be named by the first letters of its words (lr, bs).
+    """
+    name = name.lower().replace("-", "_")
+    by_key = {full.rpartition(".")[2]: full for full in known}  # keys are unique across sections (tested)
+    key = name.rpartition(".")[2]
+    by_initials = {"".join(word[0] for word in known_key.split("_")): full for known_key, full in by_key.items()}
+    if len(key) > 1 and key in by_initials:
+        return by_initials[key]
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+        return near[0]
+    near = difflib.get_close_matches(key, by_key, n=1, cutoff=0.6)
+    return by_key[near[0]] if near else None
