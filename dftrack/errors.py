@@ -51,6 +51,12 @@ class MetricError(DftrackError):
     exit_code = 7
 
 
+class DetectorError(DftrackError):
+    """A saved detector that is missing, damaged, incomplete or of another format."""
+
+    exit_code = 8
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error: a request, carried out at a safe point
     """Somebody asked the process to stop (`exit_code` says who) and it stopped at a safe point."""
 
