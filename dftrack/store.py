@@ -1,0 +1,379 @@
+"""Where results lie: the folder with `mlflow.db` and `artifacts/`, made and opened safely by many processes at once.
+
+Together with `tracking` and `page` this is the one door to MLflow.
+"""
+
+import logging
+import os
+import re
+import secrets
+import sqlite3
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+# The one thing done at import: MLflow reads these switches while it is imported itself.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # no alembic chatter on the terminal
+
+import mlflow
+import sqlalchemy
+from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.entities import ExperimentTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from dftrack.errors import StoreError
+from dftrack.files import write_aside
+from dftrack.redaction import scrub
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks reach the user as StoreErrors
+
+LOCK_SECONDS = 120.0  # a schema is made in 2 to 8 s; longer than this means that somebody is stuck
+FIRST_ANSWER_SECONDS = 5.0  # for each of the tries to reach a server before any work starts
+FIRST_TRIES = 3
+ROOT_TAG = "dftrack.artifacts"  # on an experiment: the artifacts folder its absolute paths were made for
+_POSTGRES_LOCK = 0x6466_7472  # "dftr": advisory lock held while a schema is made
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The folder that holds everything: results, pictures of them, studies, caches and checkpoints."""
+
+    folder: Path  # absolute, symbolic links resolved
+
+    @staticmethod
+    def at(folder: Path) -> "Store":
+        """The store at `folder`. Nothing is made. Raises StoreError for a name that no database URL can hold."""
+        resolved = Path(folder).expanduser().resolve()
+        if bad := sorted(set(str(resolved)) & set("?#%")):
+            raise StoreError(
+                f"the store's path {resolved} contains {' '.join(bad)}", "choose a folder without ? # and % in its path"
+            )
+        return Store(resolved)
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "mlflow.db"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.folder / "artifacts"
+
+    @property
+    def studies(self) -> Path:
+        return self.folder / "optuna.db"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def uri(self) -> str:
+        return f"sqlite:///{self.database}"  # absolute: four slashes in all
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """An open way to MLflow; stays behind the door."""
+
+    client: MlflowClient
+    uri: str  # may hold credentials: scrub before showing
+    store: Store
+    serves_artifacts: bool  # a server decides where artifacts go; otherwise they lie in store.artifacts
+
+
+def tracking_uri(store: Store) -> str:
+    """MLFLOW_TRACKING_URI if it is set, else the database of `store`. Raises StoreError for a kind not served."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not uri:
+        return store.uri
+    scheme = urlsplit(uri).scheme.partition("+")[0]
+    if scheme in ("http", "https", "sqlite"):
+        return uri
+    if scheme in ("postgresql", "postgres"):  # MLflow alone would look for psycopg2, which we do not bring
+        driver = urlsplit(uri).scheme.partition("+")[2] or "psycopg"
+        return f"postgresql+{driver}://{uri.partition('://')[2]}"
+    raise StoreError(
+        f"MLFLOW_TRACKING_URI is {scrub(uri)!r}, which is not served",
+        "use http(s)://..., postgresql://... or sqlite:////absolute/path.db, or unset it for a local store",
+    )
+
+
+def prepare_store(folder: Path) -> None:
+    """Make the local store ready, or do nothing if it is; any number of threads and processes may call this at once.
+
+    It takes 2 to 8 s the first time and can run in a thread while data are read. Raises StoreError.
+    """
+    store = Store.at(folder)
+    if tracking_uri(store) == store.uri:
+        _make_database(store)
+
+
+def connect(folder: Path) -> Connection:
+    """Open the store at `folder` (or what MLFLOW_TRACKING_URI names), making it where it is missing.
+
+    Raises StoreError, within about 20 s, if it cannot be reached, written or understood.
+    """
+    store = Store.at(folder)
+    uri = tracking_uri(store)
+    server = uri.startswith("http")
+    if uri == store.uri:
+        _make_database(store)
+        check_database(store.database)
+        _mend_moved(store)
+    elif server:
+        _reach_server(uri)
+    with speaking(uri), _schema_lock(uri):
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client.search_experiments(max_results=1)
+    return Connection(client, uri, store, server)
+
+
+def experiment_id(connection: Connection, name: str) -> str:
+    """The id of the experiment `name`, made if missing; two processes may try at once. Raises StoreError."""
+    client, store = connection.client, connection.store
+    folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "experiment"
+    location, tags = None, []
+    if not connection.serves_artifacts:
+        location = (store.artifacts / folder).as_uri()
+        tags = [ExperimentTag(ROOT_TAG, str(store.artifacts))]
+    with speaking(connection.uri):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(
+                    client.create_experiment(name, artifact_location=location, tags={t.key: t.value for t in tags})
+                )
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            found = client.get_experiment_by_name(name)
+    assert found is not None, f"experiment {name!r} exists and cannot be read"
+    if found.lifecycle_stage != "active":
+        raise StoreError(
+            f"the experiment {name!r} has been deleted in MLflow",
+            f"restore it: mlflow experiments restore --experiment-id {found.experiment_id}",
+        )
+    return str(found.experiment_id)
+
+
+@contextmanager
+def speaking(uri: str) -> Iterator[None]:
+    """Turn what MLflow, SQLAlchemy and the network throw into a StoreError that a person can read."""
+    try:
+        yield
+    except MlflowException as error:
+        raise _explained(str(error), uri) from error
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
+        raise _explained(str(error), uri) from error
+    except OSError as error:  # requests' errors are OSErrors, too
+        raise _explained(str(error), uri) from error
+
+
+def _explained(message: str, uri: str) -> StoreError:
+    where = scrub(uri.removeprefix("sqlite:///"))
+    text = " ".join(scrub(message).split())
+    if found := re.search(r"out-of-date database schema \(found version (\w+)", text):
+        return _other_schema(found[1], where)
+    hints = {
+        "disk is full": "free some space and run the command again: nothing is lost",
+        "disk I/O error": "is there space, and is the disk well?",
+        "database is locked": "another process has held it for 20 s: run the command again",
+        "readonly": "may you write there?",
+        "malformed": "move it away, or restore a copy; `sqlite3 mlflow.db .recover` saves what can be read",
+        "not a database": "move it away, or choose another folder with --store",
+        "No module named": "PostgreSQL needs a driver: pip install 'psycopg[binary]'",
+    }
+    hint = next((hint for symptom, hint in hints.items() if symptom in text), "")
+    return StoreError(f"the tracking store {where} failed: {text[:300]}", hint)
+
+
+def _other_schema(version: str, where: str) -> StoreError:
+    known = (Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions").glob(f"{version}_*.py")
+    if any(known):
+        return StoreError(
+            f"{where} was written by an older MLflow (schema {version})",
+            "keep a copy of it, then run: mlflow db upgrade sqlite:////path/to/mlflow.db",
+        )
+    return StoreError(
+        f"{where} was written by a newer MLflow than {mlflow.__version__} (schema {version})",
+        "update mlflow, or choose another folder with --store",
+    )
+
+
+def local_path(uri: str) -> Path | None:
+    """The folder that an artifact URI means, or None if it lies elsewhere (a server, a bucket)."""
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path))
+    return Path(uri) if not parts.scheme else None
+
+
+# ---- making -------------------------------------------------------------------------------------------------------
+
+
+def _make_database(store: Store) -> None:
+    """Build the schema in memory, then put the file in place whole. The kernel frees the lock of a killed process."""
+    if _has_content(store.database):
+        return
+    try:
+        store.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(store.folder / ".mlflow.lock", timeout=LOCK_SECONDS):
+            if _has_content(store.database):
+                return
+            for left_over in store.folder.glob(".mlflow.db.*"):  # of a killed process: we hold the lock
+                left_over.unlink(missing_ok=True)
+            store.artifacts.mkdir(exist_ok=True)
+            with speaking(store.uri), write_aside(store.database) as aside:
+                _write_schema(aside, store.artifacts.as_uri())
+    except Timeout as error:
+        raise StoreError(
+            f"{store.folder} has been locked for {LOCK_SECONDS:.0f} s", "is another dftrack stuck?"
+        ) from error
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the store {store.folder}: {error.strerror or error}",
+            "choose a folder you may write to with --store",
+        ) from error
+
+
+def _has_content(database: Path) -> bool:
+    """False for a missing file, and for an empty one: SQLite makes that before the first page, and it holds nothing."""
+    try:
+        return database.is_dir() or database.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _write_schema(target: Path, artifacts: str) -> None:
+    """An empty MLflow database at `target`. In memory the forty migrations cost no disk access."""
+    memory = f"sqlite:///file:dftrack-{secrets.token_hex(8)}?mode=memory&cache=shared&uri=true"
+    made = SqlAlchemyStore(memory, artifacts)  # type: ignore[no-untyped-call]
+    try:
+        source = made.engine.raw_connection()
+        with closing(sqlite3.connect(target)) as copy:
+            driver = source.driver_connection
+            assert isinstance(driver, sqlite3.Connection), "SQLAlchemy drives SQLite through sqlite3"
+            driver.backup(copy)
+            copy.execute("pragma journal_mode=wal")  # kept in the file: readers never wait for a writer
+        source.close()
+    finally:
+        made.engine.dispose()
+
+
+@contextmanager
+def _schema_lock(uri: str) -> Iterator[None]:
+    """On PostgreSQL, one process at a time makes the schema (four at once: three die); elsewhere nothing is needed."""
+    if not uri.startswith("postgresql"):
+        yield
+        return
+    engine = sqlalchemy.create_engine(uri, connect_args={"connect_timeout": int(FIRST_ANSWER_SECONDS)})
+    try:
+        with engine.connect() as session:
+            lock = sqlalchemy.text("select pg_advisory_lock(:key)")
+            session.execute(lock, {"key": _POSTGRES_LOCK})  # freed with the session, also by a kill
+            session.commit()
+            yield
+    finally:
+        engine.dispose()
+
+
+# ---- checking -----------------------------------------------------------------------------------------------------
+
+
+def check_database(database: Path) -> None:
+    """Raise StoreError unless `database` is an MLflow database that can be written; leaves it as it is."""
+    if database.is_dir():
+        raise StoreError(f"{database} is a folder, not a database", "choose another folder with --store")
+    try:
+        with closing(_raw(database)) as raw:
+            tables = {row[0] for row in raw.execute("select name from sqlite_master where type = 'table'")}
+            if not {"alembic_version", "experiments", "runs"} <= tables:
+                raise StoreError(f"{database} is not an MLflow database", "choose another folder with --store")
+            raw.execute("begin immediate")  # fails on a read-only file or folder
+            raw.execute("rollback")
+    except sqlite3.Error as error:
+        raise _explained(str(error), f"sqlite:///{database}") from error
+
+
+def _raw(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=20, isolation_level=None)
+
+
+def _reach_server(uri: str) -> None:
+    """Raise StoreError unless something answers at `uri`; later calls may be patient, the first one must not be."""
+    reason = ""
+    for attempt in range(FIRST_TRIES):
+        try:
+            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=FIRST_ANSWER_SECONDS):
+                return
+        except urllib.error.HTTPError as error:
+            if error.code < 500:
+                return  # it answers; MLflow's own client will say what it minds
+            reason = f"HTTP {error.code}"
+        except (OSError, ValueError) as error:
+            reason = str(getattr(error, "reason", error))
+        time.sleep(min(1.0, attempt + 0.2))
+    raise StoreError(
+        f"the MLflow server {scrub(uri)} does not answer: {reason}",
+        "start it, correct MLFLOW_TRACKING_URI, or unset it for a local store",
+    )
+
+
+# ---- mending ------------------------------------------------------------------------------------------------------
+
+
+def _mend_moved(store: Store) -> None:
+    """MLflow keeps absolute artifact paths: after the folder was moved or copied, give them their new prefix."""
+    select = "select distinct value from experiment_tags where key = ? and value <> ?"
+    here = str(store.artifacts)
+    try:
+        with closing(_raw(store.database)) as raw:
+            if not [old for (old,) in raw.execute(select, (ROOT_TAG, here)) if not _same_folder(old, here)]:
+                return
+            raw.execute("begin immediate")
+            for (old,) in raw.execute(select, (ROOT_TAG, here)).fetchall():
+                for before, after in ((Path(old).as_uri(), store.artifacts.as_uri()), (old, here)):
+                    _replace_prefix(raw, before, after)
+                raw.execute("update experiment_tags set value = ? where key = ? and value = ?", (here, ROOT_TAG, old))
+            raw.execute("commit")
+    except sqlite3.Error as error:
+        raise _explained(str(error), store.uri) from error
+
+
+def _replace_prefix(raw: sqlite3.Connection, before: str, after: str) -> None:
+    for table, column in (
+        ("experiments", "artifact_location"),
+        ("runs", "artifact_uri"),
+        ("logged_models", "artifact_location"),
+        ("model_versions", "storage_location"),
+        ("model_versions", "source"),
+    ):
+        raw.execute(
+            f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or substr({column}, 1, ?) = ?",
+            (after, len(before) + 1, before, len(before) + 1, before + "/"),
+        )
+
+
+def _same_folder(one: str, other: str) -> bool:
+    """The same folder under two names, as with a bind mount: nothing has moved."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
