@@ -93,7 +93,8 @@ def read_modules(root: Path) -> list[Module]:
     for path in sorted((root / "dftrack").rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        modules.append(Module(name, path.relative_to(root), ast.parse(path.read_text(encoding="utf-8"))))
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path), feature_version=(3, 11))
+        modules.append(Module(name, path.relative_to(root), tree))
     return modules
 
 
