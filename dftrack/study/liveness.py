@@ -1,0 +1,119 @@
+"""Which workers are alive: by a lock that the system takes from the dead; across machines, by a counter that stops.
+
+On one machine each worker holds a lock on a file of its own for as long as it lives; `kill -9` frees it at once, and
+no clock is asked. For a worker of another machine the observer watches the counter that the worker counts up in the
+storage: if it stood still for `GRACE` seconds of the observer's own monotonic clock, the worker is taken for dead.
+Clocks of different machines are never compared.
+"""
+
+import logging
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from dftrack.study.records import Record
+
+BEAT_SECONDS = 5.0  # between two signs of life
+GRACE = 60.0  # seconds without one, after which a worker of another machine is taken for dead
+FORGOTTEN = 7 * 86400.0  # seconds
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Who claims trials."""
+
+    name: str  # unique for ever
+    machine: str
+    life: Path  # the file it holds locked
+
+
+class Life:
+    """This process's life as a worker: a locked file, freed by its end however it ends."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.alive"):  # of the killed, long forgotten
+            if time.time() - old.stat().st_mtime > FORGOTTEN and is_free(old):
+                old.unlink(missing_ok=True)
+        machine = this_machine()
+        name = f"{machine.split('/')[0]}-{secrets.token_hex(6)}"
+        self.worker = Worker(name, machine, (folder / f"{name}.alive").absolute())
+        self._lock = filelock.FileLock(self.worker.life, timeout=0, thread_local=False)
+        self._lock.acquire()
+
+    def end(self) -> None:
+        """End it in good order: nothing is claimed any more."""
+        self._lock.release()
+        self.worker.life.unlink(missing_ok=True)
+
+
+class Watch:
+    """Judges other workers. Its memory is its own: a new observer waits a whole `grace` before it judges a far one."""
+
+    def __init__(self, grace: float = GRACE) -> None:
+        self._grace = grace
+        self._machine = this_machine()
+        self._seen: dict[tuple[int, int], tuple[str, float]] = {}  # (trial, token) -> beat, since when (monotonic)
+
+    def is_dead(self, record: Record) -> bool:
+        """Whether the owner of a claimed trial is known to be dead."""
+        claim = record.claim
+        assert claim is not None
+        assert claim.state == "claimed"
+        life = Path(claim.life)
+        if claim.machine == self._machine and life.exists():
+            return is_free(life)
+        beat = record.beat if record.beat.startswith(f"{claim.token}:") else ""
+        now = time.monotonic()
+        before, since = self._seen.get((record.number, claim.token), (None, now))
+        if beat != before:
+            since = now
+        self._seen[record.number, claim.token] = (beat, since)
+        return now - since > self._grace
+
+
+class Heart(threading.Thread):
+    """Counts up a sign of life while a trial is worked on. No failing storage stops it."""
+
+    def __init__(self, beat: Callable[[], None], seconds: float = BEAT_SECONDS) -> None:
+        super().__init__(name="heart", daemon=True)
+        self._beat = beat
+        self._seconds = seconds
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(self._seconds):
+            try:
+                self._beat()
+            except Exception as error:  # a locked or silent database: the next beat may get through
+                _log.debug("a sign of life was lost: %s", error)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(timeout=1)  # a beat that waits for a locked database must not hold up the work
+
+
+def is_free(life: Path) -> bool:
+    """Whether nobody holds the file: its worker is dead."""
+    lock = filelock.FileLock(life, timeout=0, is_singleton=False)
+    try:
+        with lock:
+            return True
+    except filelock.Timeout:
+        return False
+
+
+def this_machine() -> str:
+    """A name for this machine that outlives its restart: its host name and, where it has one, its machine id."""
+    try:
+        identity = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        identity = ""
+    return f"{socket.gethostname()}/{identity}"

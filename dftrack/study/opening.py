@@ -1,0 +1,112 @@
+"""A study in its storage: made, continued or refused."""
+
+import re
+from dataclasses import dataclass
+
+import optuna
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+
+from dftrack.errors import StoreError
+from dftrack.study.definition import StudyDefinition, check_trials
+from dftrack.study.fingerprint import Fingerprint, differences
+from dftrack.study.storage import Storage
+
+FINGERPRINT, TRIALS = "fingerprint", "trials"  # attributes of a study in the storage
+
+
+class StudyChanged(StoreError):  # noqa: N818 - says what happened
+    """The study in the storage is not the one asked for: `differences` says in which way, line by line."""
+
+    def __init__(self, name: str, place: str, lines: list[str]) -> None:
+        message = f"the study {name!r} in {place} is another one:\n" + "\n".join(f"  {line}" for line in lines)
+        super().__init__(message, "undo the change, or start a fresh study beside it with --new")
+        self.differences = lines
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStudy:
+    """A study that may be worked on."""
+
+    storage: Storage
+    name: str  # the definition's name, or name-2, name-3, ... after fresh starts
+    study_id: int  # Optuna's
+    is_new: bool
+
+    def trials(self) -> int:
+        """How many trials it ends with: as the latest start said, which workers already at work obey as well."""
+        return int(self.storage.backend.get_study_user_attrs(self.study_id)[TRIALS])
+
+
+def open_study(
+    storage: Storage, definition: StudyDefinition, mark: Fingerprint, *, trials: int | None = None, new: bool = False
+) -> OpenStudy:
+    """Make the study, or continue the latest of its name.
+
+    trials: how many there are in the end, those done included; None: as many as said before, or the study file says.
+    new: make a fresh one beside those there are, with the next free number in its name.
+    Raises StudyChanged if its fingerprint is another, StoreError if somebody else made a study of this name,
+    SettingError if `trials` is no number of trials.
+    """
+    if trials is not None:
+        check_trials(trials)
+
+    def step() -> OpenStudy:
+        backend = storage.backend
+        names = numbered(definition.name, [study.study_name for study in backend.get_all_studies()])
+        if names and not new:
+            opened = _continue(storage, names[-1], mark)
+            if trials is not None or TRIALS not in backend.get_study_user_attrs(opened.study_id):
+                backend.set_study_user_attr(opened.study_id, TRIALS, trials or definition.trials)
+            return opened
+        count = 1 + max((_number(definition.name, name) for name in names), default=0)
+        name = definition.name if count == 1 else f"{definition.name}-{count}"
+        maximize = definition.direction == "maximize"
+        study_id = backend.create_new_study([StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE], name)
+        backend.set_study_user_attr(study_id, FINGERPRINT, dict(mark.values))
+        backend.set_study_user_attr(study_id, TRIALS, trials or definition.trials)
+        return OpenStudy(storage, name, study_id, is_new=True)
+
+    return storage.steady(step)
+
+
+def reopen(storage: Storage, name: str) -> OpenStudy:
+    """The study of exactly this name, as it is. Raises StoreError if there is none."""
+    try:
+        return OpenStudy(storage, name, storage.backend.get_study_id_from_name(name), is_new=False)
+    except KeyError as error:
+        names = ", ".join(sorted(study.study_name for study in storage.backend.get_all_studies()))
+        hint = f"studies there: {names}" if names else "there are no studies yet"
+        raise StoreError(f"there is no study {name!r} in {storage.place}", hint) from error
+
+
+def load(opened: OpenStudy) -> optuna.Study:
+    """Optuna's own object for the study: for its plots and importances."""
+    return optuna.load_study(study_name=opened.name, storage=opened.storage.backend)
+
+
+def numbered(name: str, names: list[str]) -> list[str]:
+    """Those of `names` that are `name` or `name-2`, `name-3`, ..., in the order of the numbers."""
+    return sorted((other for other in names if _number(name, other)), key=lambda other: _number(name, other))
+
+
+def _number(name: str, other: str) -> int:
+    """1 for the name itself, n for name-n, 0 for another name."""
+    if other == name:
+        return 1
+    match = re.fullmatch(re.escape(name) + r"-([2-9]|[1-9]\d+)", other)
+    return int(match[1]) if match else 0
+
+
+def _continue(storage: Storage, name: str, mark: Fingerprint) -> OpenStudy:
+    backend: BaseStorage = storage.backend
+    study_id = backend.get_study_id_from_name(name)
+    before = backend.get_study_user_attrs(study_id).get(FINGERPRINT)
+    if before is None:
+        if backend.get_n_trials(study_id):
+            hint = "rename the study in its file, or start one with --new"
+            raise StoreError(f"the study {name!r} in {storage.place} was not made by dftrack study", hint)
+        backend.set_study_user_attr(study_id, FINGERPRINT, dict(mark.values))  # its maker was killed in between
+    elif lines := differences(before, mark.values):
+        raise StudyChanged(name, storage.place, lines)
+    return OpenStudy(storage, name, study_id, is_new=False)

@@ -1,0 +1,122 @@
+"""The next point to try: Optuna's samplers over a view of the study that shows them what they can learn from.
+
+In the storage a paused trial is RUNNING, and TPE takes running trials for bad ones (its constant liar). In the view
+it is PRUNED with the values it has, as every trial that was overtaken. The view is made of the storage's records for
+one suggestion and thrown away; the sampler's seed is the study's and the trial's number, so that no two workers are
+given the same suggestion and one worker alone is given the same ones again.
+"""
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from dftrack.config import Value
+from dftrack.study.definition import StudyDefinition
+from dftrack.study.records import Record
+from dftrack.study.space import Choice, Float, Params, Space, points
+
+REPEATS = 8  # suggestions that are asked for before a point that has been tried is replaced by a random one
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space in Optuna's words."""
+    found: dict[str, BaseDistribution] = {}
+    for name, dimension in space.items():
+        if isinstance(dimension, Choice):
+            found[name] = CategoricalDistribution(dimension.options)
+        elif isinstance(dimension, Float):
+            found[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+        else:
+            found[name] = IntDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+    return found
+
+
+def suggest(definition: StudyDefinition, records: Sequence[Record]) -> Params | None:
+    """The parameters of the next trial: an enqueued point, or the sampler's, and never one that has been tried.
+
+    Returns None if every point of the space has been tried.
+    """
+    tried = {_key(record.params) for record in records}
+    for point in definition.enqueue:
+        if _key(point) not in tried:
+            return dict(point)
+    number = len(records)
+    if definition.sampler == "grid":
+        grid = list(points(definition.space))
+        random.Random(definition.seed).shuffle(grid)  # a part of the grid is then a fair sample of it
+        return next((point for point in grid if _key(point) not in tried), None)
+    view = _View([_show(record, definition.space) for record in records if record.status != "failed"])
+    for repeat in range(REPEATS):
+        seed = _seed(definition.seed, number, repeat)
+        if _key(point := _ask(definition, _sampler(definition.sampler, seed), view)) not in tried:
+            return point
+    if definition.total(len(tried) + 1) <= len(tried):
+        free = [point for point in points(definition.space) if _key(point) not in tried]
+        return random.Random(_seed(definition.seed, number, REPEATS)).choice(free) if free else None
+    for repeat in itertools.count(REPEATS):  # ends: the space has more points than have been tried
+        sampler = RandomSampler(seed=_seed(definition.seed, number, repeat))
+        if _key(point := _ask(definition, sampler, _View([]))) not in tried:
+            return point
+    raise AssertionError("unreachable")
+
+
+class _View(InMemoryStorage):
+    """A storage in memory that shows given trials besides the one being asked for."""
+
+    def __init__(self, shown: list[FrozenTrial]) -> None:
+        super().__init__()
+        self.shown = shown
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        own = super().get_all_trials(study_id, deepcopy, states)
+        return own + [trial for trial in self.shown if states is None or trial.state in states]
+
+
+def _show(record: Record, space: Space) -> FrozenTrial:
+    """The trial as the sampler should see it. Numbers are shifted by one: in the view the new trial is number 0."""
+    state = TrialState.COMPLETE if record.status == "complete" else TrialState.PRUNED
+    if not record.curve and record.status == "running":
+        state = TrialState.RUNNING
+    value = record.value if state == TrialState.COMPLETE else None
+    return FrozenTrial(
+        number=record.number + 1,
+        trial_id=record.number + 1,
+        state=state,
+        value=value,
+        datetime_start=record.started,
+        datetime_complete=record.ended,
+        params=dict(record.params),
+        distributions=distributions(space),
+        user_attrs={},
+        system_attrs={},
+        intermediate_values=dict(record.curve),
+    )
+
+
+def _ask(definition: StudyDefinition, sampler: BaseSampler, view: _View) -> dict[str, Any]:
+    fresh = _View(view.shown)
+    study = optuna.create_study(storage=fresh, sampler=sampler, direction=definition.direction)
+    return study.ask(fixed_distributions=distributions(definition.space)).params
+
+
+def _sampler(kind: str, seed: int) -> BaseSampler:
+    return TPESampler(seed=seed) if kind == "tpe" else RandomSampler(seed=seed)
+
+
+def _seed(*words: int) -> int:
+    return int.from_bytes(hashlib.sha256(repr(words).encode()).digest()[:4], "big")
+
+
+def _key(params: Mapping[str, Value]) -> str:
+    return json.dumps(dict(sorted(params.items())))

@@ -1,0 +1,168 @@
+"""Several workers on this machine: started, watched, replaced when they die, stopped at a safe point."""
+
+import multiprocessing
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+from dftrack.errors import StoreError, TrainingError, require
+from dftrack.runtime import catch_stop_requests
+from dftrack.study.events import Event, Finished, Progress, Refused, WorkerDied
+from dftrack.study.worker import Work, run_worker
+
+STOP_SECONDS = 120.0  # a worker that has not come to a safe point by then is killed; its trial is taken up again later
+MOST_DEATHS_IN_A_ROW = 8  # per worker, without an epoch done by anybody
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@dataclass(slots=True)
+class _Crew:
+    """The workers that are alive now."""
+
+    work: Work
+    environments: list[dict[str, str]]
+    pipes: dict[Connection, int] = field(default_factory=dict)  # to each worker
+    processes: dict[int, SpawnProcess] = field(default_factory=dict)
+
+    def start(self, index: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=run_worker, args=(self.work, index, theirs), name=f"worker-{index}")
+        with _environment(self.environments[index]):  # before the child imports what reads it
+            process.start()
+        theirs.close()  # so that the death of the worker is the end of the file
+        self.pipes[ours] = index
+        self.processes[index] = process
+
+    def leave(self, pipe: Connection) -> tuple[int, int]:
+        """Bury the worker behind a pipe that has ended. Returns its index and its exit code."""
+        index = self.pipes.pop(pipe)
+        pipe.close()
+        process = self.processes.pop(index)
+        process.join()
+        assert process.exitcode is not None
+        return index, process.exitcode
+
+
+def run_workers(
+    work: Work,
+    count: int,
+    on_event: Callable[[Event], None] = lambda event: None,
+    *,
+    gpus: tuple[str, ...] | None = None,
+) -> str:
+    """Let `count` processes work until the study is done. Returns why there is nothing left to do.
+
+    gpus: names for CUDA_VISIBLE_DEVICES that the workers get in turn; None: all of this machine; (): a CPU shared out.
+    A worker that dies is replaced. Ctrl-C or SIGTERM stops all of them at a safe point, a second one kills them (their
+    trials can be taken up again either way); then Interrupted is raised. If this process is killed, they stop as well.
+    Raises TrainingError if workers die one after the other without an epoch done, StoreError if the storage fails.
+    """
+    require(count >= 1, f"--workers must be at least 1, got {count}")
+    crew = _Crew(work, environments(count, find_gpus() if gpus is None else gpus))
+    with catch_stop_requests() as requests:
+        try:
+            for index in range(count):
+                crew.start(index)
+            return _watch(crew, count, on_event, requests.check)
+        except BaseException:
+            _stop(crew, on_event)
+            raise
+
+
+def _watch(crew: _Crew, count: int, on_event: Callable[[Event], None], check: Callable[[], None]) -> str:
+    deaths = 0  # since the last epoch that somebody finished
+    reason = ""
+    while crew.pipes:
+        check()
+        for pipe in wait(list(crew.pipes), timeout=0.2):
+            assert isinstance(pipe, Connection)
+            event = _receive(pipe)
+            if event is not None:
+                on_event(event)
+                deaths = 0 if isinstance(event, Progress) else deaths
+                if isinstance(event, Finished):
+                    reason = event.reason
+                elif isinstance(event, Refused):
+                    raise StoreError(event.message, event.hint)
+                continue
+            index, exit_code = crew.leave(pipe)
+            if exit_code == 0:
+                continue
+            deaths += 1
+            on_event(WorkerDied(index, exit_code))
+            if deaths > MOST_DEATHS_IN_A_ROW * count:
+                hint = "out of memory? try fewer --workers; the study can go on with the same command"
+                raise TrainingError(f"{deaths} workers died one after the other (exit code {exit_code})", hint)
+            crew.start(index)
+    return reason
+
+
+def _receive(pipe: Connection) -> Event | None:
+    """The next event; None if the worker has ended, or was killed in the middle of a word."""
+    try:
+        event: Event = pipe.recv()
+    except (EOFError, OSError):
+        return None
+    return event
+
+
+def _stop(crew: _Crew, on_event: Callable[[Event], None]) -> None:
+    """Tell all workers to stop, and wait for their safe points; kill those that find none."""
+    for pipe in crew.pipes:
+        with suppress(OSError):
+            pipe.send("stop")
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        with catch_stop_requests() as again:
+            while crew.pipes and time.monotonic() < deadline and again.exit_code is None:
+                for ready in wait(list(crew.pipes), timeout=0.2):
+                    assert isinstance(ready, Connection)
+                    if (event := _receive(ready)) is None:
+                        crew.leave(ready)
+                    else:
+                        on_event(event)
+    finally:
+        for process in crew.processes.values():
+            process.kill()
+        for pipe in list(crew.pipes):
+            crew.leave(pipe)
+
+
+def environments(count: int, gpus: tuple[str, ...], cores: int | None = None) -> list[dict[str, str]]:
+    """What each worker's environment adds: a GPU in turn, and its share of the processor's threads (at least one)."""
+    usable = cores or len(os.sched_getaffinity(0))
+    threads = str(max(1, usable // count))
+    shared = {name: os.environ.get(name, threads) for name in _THREAD_VARIABLES}
+    return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}) for index in range(count)]
+
+
+def find_gpus() -> tuple[str, ...]:
+    """The CUDA devices this process may use, asked of the driver: PyTorch would occupy one to answer."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(answer.stdout.split())
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
