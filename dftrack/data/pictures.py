@@ -1,0 +1,204 @@
+"""One picture: from a JPEG, PNG or WebP file to the same RGB numbers, whatever way the file stores them."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from dftrack.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else is opened, whatever a file is called
+MAX_PIXELS = 50_000_000  # width x height by the header; checked before a pixel is decoded
+MAX_BYTES = 256 << 20  # of one file; the largest honest picture of MAX_PIXELS is smaller
+
+Pixels = NDArray[np.uint8]
+
+_TURNS = {  # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # the EXIF tag
+_STRANGERS = (  # how other formats begin, to name them in the refusal
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"%PDF", "PDF"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML"),
+    (b"\0\0\0\x0cjP", "JPEG 2000"),
+)
+
+
+class PictureError(DataError):
+    """Why one file cannot be read as a picture; the message does not repeat the file's name."""
+
+
+def decode(source: Path | bytes, size: int | None = None) -> Pixels:
+    """The picture in a file (or in a file's bytes) as RGB.
+
+    Returns (size, size, 3) uint8, or (height, width, 3) as stored when `size` is None. A picture that is not square is
+    squeezed into the square (bilinear over the whole footprint of each pixel), never cut.
+    The EXIF orientation is carried out; 16-bit greys are scaled by 255 / 65535; transparent pixels lie on white;
+    palette, CMYK, grey and 1-bit files become RGB; of an animation the first frame counts.
+    Raises PictureError if the file is missing, empty, truncated, damaged, of another format, or over MAX_PIXELS
+    (known from its header: nothing is allocated for it).
+    """
+    image = _open(source if isinstance(source, bytes) else read_bytes(source))
+    try:
+        image = _upright(_to_rgb(image), _orientation(image))
+        if size is not None and image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.BILINEAR)
+        return np.array(image)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise PictureError(_one_line(error)) from error  # Pillow names broken files with all of these
+    except MemoryError as error:
+        raise PictureError(f"no memory to decode {image.width} x {image.height} pixels") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            content = handle.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        raise PictureError(getattr(error, "strerror", None) or str(error)) from error
+    if len(content) > MAX_BYTES:
+        raise PictureError(f"over {MAX_BYTES >> 20} MiB")
+    return content
+
+
+def encode_jpeg(pixels: Pixels, quality: int = 90) -> bytes:
+    """JPEG (4:2:0, no metadata) of (H, W, 3) RGB or (H, W) grey uint8."""
+    return _encode(pixels, "JPEG", quality=quality, subsampling=2 if pixels.ndim == 3 else -1)
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """PNG of (H, W, 3) RGB or (H, W) grey uint8, exact."""
+    return _encode(pixels, "PNG")
+
+
+def _encode(pixels: Pixels, kind: str, **options: int) -> bytes:
+    target = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(target, kind, **options)
+    return target.getvalue()
+
+
+def _open(content: bytes) -> Image.Image:
+    """The picture behind `content`, its header read, no pixel decoded yet."""
+    if not content:
+        raise PictureError("empty file (0 bytes)")
+    _refuse_large(*(_dimensions(content) or (0, 0)))  # before Pillow sees it: its WebP reader allocates on opening
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise PictureError(f"not a JPEG, PNG or WebP picture{_stranger(content)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(f"over the limit of {MAX_PIXELS // 10**6} million pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError) as error:
+        raise PictureError(_one_line(error)) from error
+    _refuse_large(*image.size)  # what Pillow is going to decode is what counts in the end
+    return image
+
+
+def _refuse_large(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 10**6
+        raise PictureError(f"{width} x {height} pixels, over the limit of {limit} million")
+
+
+def _dimensions(content: bytes) -> tuple[int, int] | None:
+    """(width, height) from the header of a PNG, WebP or JPEG; None where it does not say."""
+    if content[:8] == b"\x89PNG\r\n\x1a\n" and content[12:16] == b"IHDR":
+        return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return _webp_dimensions(content)
+    if content[:2] == b"\xff\xd8":
+        return next(_jpeg_frames(content), None)
+    return None
+
+
+def _webp_dimensions(content: bytes) -> tuple[int, int] | None:
+    """Canvas size by the WebP container specification: extended, lossless and lossy bitstreams."""
+    if len(content) < 30:
+        return None
+    kind = content[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(content[24:27], "little"), 1 + int.from_bytes(content[27:30], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(content[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = int.from_bytes(content[26:28], "little"), int.from_bytes(content[28:30], "little")
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _jpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
+    """(width, height) of each frame header (SOF marker) that stands before the first scan."""
+    place = 2
+    while place + 9 < len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker == 0xDA:  # start of scan
+            return
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = content[place + 5 : place + 7], content[place + 7 : place + 9]
+            yield int.from_bytes(width, "big"), int.from_bytes(height, "big")
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Every mode these formats can come in, as RGB."""
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        paper = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(paper, over).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """A 16-bit grey picture: 0..65535 to 0..255. (Pillow's own conversion clips at 255: nearly all white.)"""
+    values = np.asarray(image).astype(np.uint32)
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[values == clear] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # a broken EXIF block, which fails in countless ways, says nothing about the pixels
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _stranger(content: bytes) -> str:
+    """What the bytes look like instead, where that is known."""
+    for beginning, name in _STRANGERS:
+        if content.startswith(beginning):
+            return f" but {name} by its content"
+    if content[4:8] == b"ftyp":
+        return " but HEIC, AVIF or video by its content"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    """Pillow's reason, fit for one line of a report."""
+    text = " ".join(str(error).split())[:120] or type(error).__name__
+    return f"truncated or damaged: {text}"
