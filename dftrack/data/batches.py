@@ -1,0 +1,127 @@
+"""Batches of training images, drawn so that (seed, epoch, sample) alone decides what is in them.
+
+No generator runs along: any batch of any epoch can be made again, which is what exact resume stands on.
+"""
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dftrack.config import Augmentation
+from dftrack.data.cache import Split
+
+RELEASE_EVERY = 64  # batches after which the pages of the file that were read leave this process's memory
+RESIDENT_SHARE = 0.5  # of a card's free memory that the pixels may take
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One optimizer step's worth: `pixels` (B, S, S, 3) uint8, or float32 in 0..255 when augmented; `labels` (B,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+class Batches:
+    """The training images of a split, in shuffled batches on a device."""
+
+    def __init__(
+        self, split: Split, *, batch_size: int, seed: int, augmentation: Augmentation = "none", device: str = "cpu"
+    ) -> None:
+        self.images = len(split.labels)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = augmentation
+        self.device = device
+        self._pixels = split.pixels
+        self._resident = _on_card(split.pixels, device)
+        self._labels = torch.from_numpy(np.array(split.labels)).to(device)
+
+    def __len__(self) -> int:
+        """Steps per epoch; the last batch may be smaller."""
+        return -(-self.images // self.batch_size)
+
+    def order(self, epoch: int) -> IntArray:
+        """The order of the images in `epoch` (from 1): (n,) positions in the split."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.images)
+
+    def labels_of(self, epoch: int) -> Tensor:
+        """The labels in the order of `epoch`: (n,) int64 on the device."""
+        return self._labels[torch.from_numpy(self.order(epoch)).to(self.device)]
+
+    def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch`, without its first `skip`."""
+        order = self.order(epoch)
+        for step in range(skip, len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield Batch(self._augment(self._gather(chosen), epoch, chosen), self._labels_at(chosen))
+            if step % RELEASE_EVERY == RELEASE_EVERY - 1:
+                release(self._pixels)
+        release(self._pixels)
+
+    def _gather(self, chosen: IntArray) -> Tensor:
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(chosen).to(self.device)]
+        rows = torch.from_numpy(np.take(self._pixels, chosen, axis=0))
+        return rows.pin_memory().to(self.device, non_blocking=True) if self.device == "cuda" else rows
+
+    def _labels_at(self, chosen: IntArray) -> Tensor:
+        return self._labels[torch.from_numpy(chosen).to(self.device)]
+
+    def _augment(self, pixels: Tensor, epoch: int, chosen: IntArray) -> Tensor:
+        if self.augmentation == "none":
+            return pixels
+
+        def draw(stream: int) -> Tensor:  # (B, 1, 1, 1) in [0, 1)
+            drawn = keyed_uniform(self.seed, epoch, chosen, stream).astype(np.float32)
+            return torch.from_numpy(drawn).to(self.device).view(-1, 1, 1, 1)
+
+        pixels = torch.where(draw(0) < 0.5, pixels.flip(2), pixels)
+        if self.augmentation == "flip":
+            return pixels
+        values = pixels.float()
+        mean = values.mean(dim=(1, 2, 3), keepdim=True)
+        contrast, brightness = 0.8 + 0.4 * draw(1), 0.8 + 0.4 * draw(2)
+        return ((values - mean) * contrast + mean * brightness).clamp_(0, 255)
+
+
+def keyed_uniform(seed: int, epoch: int, samples: IntArray, stream: int) -> NDArray[np.float64]:
+    """(n,) numbers in [0, 1), each a function of (seed, epoch, sample, stream) alone.
+
+    SplitMix64 (Steele, Lea and Flood 2014) over the four words, one after the other.
+    """
+    state = np.full(samples.shape, seed, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        for word in (np.uint64(epoch), samples.astype(np.uint64), np.uint64(stream)):
+            state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
+def release(pixels: NDArray[np.uint8]) -> None:
+    """Let the pages of a memory-mapped array leave this process; the kernel's own cache keeps them for everybody."""
+    base: object = pixels
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def _on_card(pixels: NDArray[np.uint8], device: str) -> Tensor | None:
+    """All pixels on the CUDA card if they fit well, else None: they are then sent batch by batch."""
+    if device != "cuda" or pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+        return None
+    resident = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), 1024):  # a bounded copy in host memory at a time
+        resident[start : start + 1024] = torch.from_numpy(np.array(pixels[start : start + 1024]))
+    release(pixels)
+    return resident

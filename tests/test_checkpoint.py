@@ -1,0 +1,138 @@
+"""Checkpoints: a training resumed anywhere ends bit for bit as if nothing had happened."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from dftrack.config import ModelConfig, TrainConfig
+from dftrack.data.batches import Batches
+from dftrack.learning.checkpoint import Checkpoints
+from dftrack.learning.model import build_model
+from dftrack.learning.training import NonFiniteError, State, fit, new_state
+from tests.makers import made_split
+
+CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, augmentation="flip-color")
+TRAIN, VAL = made_split("train", 30), made_split("val", 12, seed=1)
+
+
+def fresh(config: TrainConfig = CONFIG, kernel: int = 3) -> State:
+    torch.manual_seed(config.seed)
+    return new_state(
+        build_model(ModelConfig(kernel_size=kernel), 16), config, images=30, precision="fp32", device="cpu"
+    )
+
+
+def go_on(state: State, config: TrainConfig = CONFIG, *, stop_after: int | None = None) -> State:
+    batches = Batches(TRAIN, batch_size=config.batch_size, seed=config.seed, augmentation=config.augmentation)
+    for done, _ in enumerate(fit(state, batches, VAL, config), start=1):
+        if done == stop_after:
+            break
+    return state
+
+
+def same_bits(one: State, other: State) -> bool:
+    for name, value in one.model.state_dict().items():
+        if not torch.equal(value, other.model.state_dict()[name]):
+            return False
+    slots, others = one.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
+    return slots.keys() == others.keys() and all(
+        torch.equal(value, others[index][slot])
+        for index, of in slots.items()
+        for slot, value in of.items()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_stopping_after_any_event_and_resuming_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    config = dataclasses.replace(CONFIG, optimizer=optimizer)
+    undisturbed = go_on(fresh(config, kernel=5), config)
+    for event in range(1, 11):  # (4 steps + 1 epoch) x 2
+        checkpoints = Checkpoints(tmp_path / f"{event}", every_seconds=0)
+        checkpoints.save(go_on(fresh(config, kernel=5), config, stop_after=event))
+        torch.rand(event)  # the new process stands elsewhere in the global generator
+        resumed = fresh(config, kernel=5)
+        assert checkpoints.restore(resumed)
+        go_on(resumed, config)
+        assert same_bits(resumed, undisturbed), f"resuming after event {event} ended elsewhere"
+        for one, other in zip(resumed.history, undisturbed.history, strict=True):
+            assert {k: v for k, v in one.items() if not k.startswith("time/")} == {
+                k: v for k, v in other.items() if not k.startswith("time/")
+            }, f"the recorded curve after event {event} differs"
+
+
+def test_two_checkpoints_are_kept_and_nothing_else(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    state = fresh()
+    for _ in range(4):
+        go_on(state, stop_after=1)
+        checkpoints.save(state)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["checkpoints.json", "epoch-00001-step-0000003.safetensors", "epoch-00001-step-0000004.safetensors"]
+    checkpoints.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flipped_bit_is_noticed_and_the_older_checkpoint_is_used(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    state = fresh()
+    for _ in range(2):
+        go_on(state, stop_after=1)
+        checkpoints.save(state)
+    newest = tmp_path / json.loads((tmp_path / "checkpoints.json").read_text())[-1]["file"]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    resumed = fresh()
+    assert checkpoints.restore(resumed)
+    assert resumed.step == 1, "the damaged newest checkpoint was trusted"
+    assert same_bits(go_on(resumed), go_on(fresh()))
+
+
+def test_without_any_whole_checkpoint_training_starts_anew(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    assert not checkpoints.restore(fresh())
+    checkpoints.save(go_on(fresh(), stop_after=2))
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:1000])
+    state = fresh()
+    assert not checkpoints.restore(state)
+    assert state.step == 0 and state.epoch == 1
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    state = go_on(fresh(), stop_after=1)
+    checkpoints.save(state)
+    with torch.no_grad():
+        state.model.fc2.weight[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"fc2\.weight"):
+        checkpoints.save(state)
+    restored = fresh()
+    assert checkpoints.restore(restored)
+    assert bool(torch.isfinite(restored.model.fc2.weight).all())
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dftrack.errors import StoreError
+    from dftrack.learning import checkpoint
+
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    state = go_on(fresh(), stop_after=1)
+    checkpoints.save(state)
+
+    def half_written(tensors: object, path: Path, metadata: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    go_on(state, stop_after=1)
+    with pytest.raises(StoreError, match="No space left"):
+        checkpoints.save(state)
+    restored = fresh()
+    assert checkpoints.restore(restored) and restored.step == 1
+    assert not list(tmp_path.glob(".*"))
