@@ -31,6 +31,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         (
             "dftrack.recording",
             "dftrack.experiment",
+            "dftrack.judging",
             "dftrack.objective",
             "dftrack.study",
             "dftrack.comparison",
