@@ -5,6 +5,7 @@ A setting is added here and used where it acts; parsing, recording, searching an
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -119,6 +120,7 @@ def flatten(config: Config) -> dict[str, Value]:
     }
 
 
+@functools.cache
 def setting_types() -> dict[str, Any]:
     """Dotted name -> annotated type of every setting."""
     sections = typing.get_type_hints(Config)
