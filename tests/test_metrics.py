@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 import torchmetrics.functional.classification as tm
 from hypothesis import assume, given, settings
@@ -221,6 +222,13 @@ def test_probability_metrics_refuse_scores_that_are_none_and_rankings_take_them(
     for metric in (metrics.brier, metrics.log_loss):
         with pytest.raises(MetricError, match=r"probabilities in .0, 1., got -2"):
             metric(scores, labels)
+
+
+@given(scored_labels())
+@settings(max_examples=40, deadline=None)
+def test_log_loss_is_the_one_of_scikit_learn_where_nothing_is_certain(case: tuple[FloatArray, IntArray]) -> None:
+    scores, labels = np.clip(case[0], 1e-9, 1 - 1e-9), case[1]
+    assert metrics.log_loss(scores, labels) == pytest.approx(sklearn.metrics.log_loss(labels, scores))
 
 
 def test_log_loss_is_infinite_hence_undefined_for_a_certain_mistake_and_zero_for_certain_truth() -> None:

@@ -1,0 +1,283 @@
+"""Arrays -> figures as PNG bytes. The one place that knows matplotlib; no global state of it is touched.
+
+Colours are Okabe and Ito's, which colour-blind readers tell apart; every line also has its own dashes.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from dftrack.learning import metrics
+from dftrack.learning.evaluation import Predictions, Report
+from dftrack.learning.metrics import CLASSES, FAKE, REAL
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+GREY = "#666666"
+DPI = 120
+LOWEST_FPR = 1e-3  # where the logarithmic axis of the ROC begins
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanelRow:
+    """One picture with its heat map, for `gradcam_panel`."""
+
+    photo: NDArray[np.uint8]  # (S, S, 3) RGB
+    heat: NDArray[np.float32]  # (S, S) in [0, 1]
+    name: str
+    label: int | None  # 0 real, 1 fake; None: not known
+    score: float  # P(fake)
+    threshold: float  # P(fake) from which on a picture is called fake
+    target: int  # the class that the heat speaks for
+    mask: NDArray[np.bool_] | None = None  # (S, S) where the forgery lies, if known
+    flat: bool = False  # the map points nowhere: said in words, not drawn
+    warning: str = ""  # why the map is not to be trusted
+
+
+def confusion_matrix(report: Report) -> bytes:
+    """Counts and shares of each true class, at the report's threshold."""
+    counts = np.array(report.confusion)  # [true][predicted]
+    totals = counts.sum(axis=1)
+    shares = counts / np.maximum(totals, 1)[:, None]
+    figure = Figure(figsize=(5.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for true in (REAL, FAKE):
+        for called in (REAL, FAKE):
+            share = f"{shares[true, called]:.1%}" if totals[true] else "undefined"
+            colour = "white" if shares[true, called] > 0.5 else "black"
+            axes.text(called, true - 0.06, f"{counts[true, called]:,}", ha="center", color=colour, fontsize=20)
+            axes.text(called, true + 0.2, share, ha="center", color=colour, fontsize=12)
+    axes.set_xticks([REAL, FAKE], [f"called {name}" for name in CLASSES], fontsize=11)
+    axes.set_yticks(
+        [REAL, FAKE], [f"{name}\n(n = {n:,})" for name, n in zip(CLASSES, totals, strict=True)], fontsize=11
+    )
+    axes.set_ylabel("true class", fontsize=11)
+    figure.suptitle(f"{report.split}: called fake where P(fake) is at least {report.threshold:.3g}", fontsize=11.5)
+    figure.colorbar(image, format=PercentFormatter(1), label="share of the true class", shrink=0.9)
+    return _png(figure)
+
+
+def roc_curves(predictions: Sequence[Predictions]) -> bytes:
+    """ROC of each split with its equal-error point; beside it the low false-alarm rates on a logarithmic axis.
+
+    A split with one class only has no ROC: its legend says undefined. Below 1 / (number of reals) nothing is drawn.
+    """
+    figure = Figure(figsize=(10.5, 4.9), layout="constrained")
+    whole, low = figure.subplots(1, 2)
+    for index, split in enumerate(predictions):
+        colour, dashes = _style(index)
+        label = f"{split.split}: undefined ({_why_not(split)})"
+        fpr = tpr = np.empty(0)
+        if _drawable(split):
+            fpr, tpr, _ = roc_curve(split.labels, split.scores, drop_intermediate=False)
+            eer = metrics.equal_error_rate(split.scores, split.labels)
+            label = f"{split.split}: AUC {metrics.roc_auc(split.scores, split.labels):.3f}, EER {eer:.1%} ({_n(split)})"
+            whole.plot(eer, 1 - eer, "o", color=colour, markeredgecolor="white", markersize=8, zorder=3)
+            first = 1 / np.sum(split.labels == REAL)  # the lowest rate that these reals can tell from 0
+            beyond = fpr > first
+            rates, caught = np.append(first, fpr[beyond]), np.append(tpr[~beyond].max(), tpr[beyond])
+            low.step(rates, caught, where="post", color=colour, linestyle=dashes, linewidth=2)
+        whole.plot(fpr, tpr, color=colour, linestyle=dashes, linewidth=2, label=label)
+    whole.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="chance")
+    whole.plot([], [], "o", color=GREY, label="equal error rate (EER)")
+    chance = np.geomspace(LOWEST_FPR, 1, 200)
+    low.plot(chance, chance, color=GREY, linewidth=1, linestyle=(0, (2, 3)))
+    low.set_xscale("log")
+    low.set_xlim(LOWEST_FPR, 1)
+    for axes, title in ((whole, "ROC"), (low, "ROC at low false-alarm rates")):
+        _label(axes, title, "share of reals called fake (FPR)", "share of fakes caught (TPR)")
+        axes.set_ylim(-0.02, 1.02)
+    whole.set_aspect("equal")
+    low.set_xticks([0.001, 0.01, 0.05, 0.1, 0.5, 1], ["0.1 %", "1 %", "5 %", "10 %", "50 %", "100 %"])
+    low.minorticks_off()
+    _legend(figure, whole, columns=2)
+    return _png(figure)
+
+
+def pr_curves(predictions: Sequence[Predictions]) -> bytes:
+    """Precision over recall of each split, with the precision of chance (its share of fakes) as a thin line."""
+    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
+    axes = figure.add_subplot()
+    for index, split in enumerate(predictions):
+        colour, dashes = _style(index)
+        label = f"{split.split}: undefined ({_why_not(split)})"
+        recall = precision = np.empty(0)
+        if _drawable(split):
+            precision, recall, _ = precision_recall_curve(split.labels, split.scores)
+            share = metrics.share_fake(split.labels)
+            found = metrics.average_precision(split.scores, split.labels)
+            label = f"{split.split}: AP {found:.3f}, chance {share:.3f} ({_n(split)})"
+            axes.axhline(share, color=colour, linewidth=1, linestyle=(0, (2, 3)))
+        axes.step(recall, precision, where="post", color=colour, linestyle=dashes, linewidth=2, label=label)
+    axes.plot([], [], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="chance: the share of fakes")
+    _label(
+        axes,
+        "Precision and recall",
+        "recall: share of fakes caught",
+        "precision: share of true fakes among those named",
+    )
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.02, 1.02)
+    _legend(figure, axes)
+    return _png(figure)
+
+
+def loss_curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
+    """Loss and AUC of training and validation by epoch, from `train/loss`, `val/loss`, `train/roc_auc`, `val/roc_auc`.
+
+    history: one mapping per epoch, the first is epoch 1. A value that is missing or None leaves a gap.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    epochs = np.arange(1, len(history) + 1)
+    for axes, key, name in zip(
+        figure.subplots(1, 2), ("loss", "roc_auc"), ("cross-entropy (nats)", "AUC"), strict=True
+    ):
+        for index, part in enumerate(("train", "val")):
+            values = np.array([_number(epoch.get(f"{part}/{key}")) for epoch in history], dtype=float)
+            colour, dashes = _style(index)
+            axes.plot(epochs, values, color=colour, linestyle=dashes, marker="o", markersize=5, linewidth=2, label=part)
+            if part == "val" and np.any(np.isfinite(values)):
+                best = int(np.nanargmin(values) if key == "loss" else np.nanargmax(values))
+                axes.plot(
+                    epochs[best], values[best], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour,
+                    label=f"best val: {values[best]:.3f}, epoch {best + 1}",
+                )  # fmt: skip
+        _label(axes, name, "epoch", name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+def gradcam_panel(rows: Sequence[PanelRow], title: str = "") -> bytes:
+    """Photo, heat and overlay of each picture, two pictures side by side; the known forgery is outlined in white."""
+    across = 1 if len(rows) < 3 else 2
+    down = max(1, math.ceil(len(rows) / across))
+    figure = Figure(figsize=(5.9 * across + 0.2, 2.55 * down + 1.0), layout="constrained")
+    figure.suptitle(title or "Grad-CAM: where the network found evidence for a class", fontsize=12)
+    (body,), (foot,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.55 * down, 0.62])
+    blocks = body.subfigures(down, across, squeeze=False)
+    for place, row in enumerate(rows):
+        block = blocks[place // across][place % across]
+        verdict, wrong = _verdict(row)
+        warning = f"\n{row.warning}" if row.warning else ""
+        block.suptitle(
+            f"{_short(row.name)}\n{verdict}, P(fake) = {row.score:.3f}{warning}",
+            fontsize=9.5,
+            color=COLOURS[1] if wrong else "black",
+        )
+        for axes, draw in zip(block.subplots(1, 3), (_draw_photo, _draw_heat, _draw_overlay), strict=True):
+            axes.set_axis_off()
+            draw(axes, row)
+    bar = foot.add_axes((0.3, 0.62, 0.4, 0.2))
+    foot.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=bar, orientation="horizontal")
+    bar.tick_params(labelsize=8)
+    bar.set_xlabel(
+        "evidence for the class named, 1 = strongest place of that picture; white line = forged area", fontsize=8.5
+    )
+    return _png(figure)
+
+
+def _verdict(row: PanelRow) -> tuple[str, bool]:
+    """What to say of the row, and whether the network was wrong."""
+    called = FAKE if row.score >= row.threshold else REAL
+    if row.label is None:
+        return f"called {CLASSES[called]}", False
+    wrong = called != row.label
+    return f"{'WRONG' if wrong else 'right'}: {CLASSES[row.label]}, called {CLASSES[called]}", wrong
+
+
+def _draw_photo(axes: Axes, row: PanelRow) -> None:
+    axes.imshow(row.photo)
+
+
+def _draw_heat(axes: Axes, row: PanelRow) -> None:
+    axes.imshow(np.zeros_like(row.heat) if row.flat else row.heat, cmap="viridis", vmin=0, vmax=1)
+    if row.flat:
+        _say_flat(axes, row)
+    else:
+        _outline(axes, row)
+        axes.text(
+            0.03, 0.03, f"for {CLASSES[row.target]}", transform=axes.transAxes, color="white", fontsize=8.5,
+            bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+
+
+def _draw_overlay(axes: Axes, row: PanelRow) -> None:
+    grey = row.photo.mean(axis=2)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+    if not row.flat:
+        axes.imshow(row.heat, cmap="viridis", vmin=0, vmax=1, alpha=0.1 + 0.65 * row.heat)
+        _outline(axes, row)
+
+
+def _say_flat(axes: Axes, row: PanelRow) -> None:
+    axes.text(
+        0.5, 0.5, f"flat map:\nno place speaks\nfor {CLASSES[row.target]}", transform=axes.transAxes, color="white",
+        ha="center", va="center", fontsize=10,
+    )  # fmt: skip
+
+
+def _outline(axes: Axes, row: PanelRow) -> None:
+    if row.mask is not None and row.mask.any() and not row.mask.all():
+        for colour, width in (("black", 2.6), ("white", 1.3)):
+            axes.contour(row.mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _drawable(split: Predictions) -> bool:
+    return metrics.or_none(lambda: metrics.roc_auc(split.scores, split.labels)) is not None
+
+
+def _why_not(split: Predictions) -> str:
+    present = [name for label, name in enumerate(CLASSES) if np.any(split.labels == label)]
+    if not present:
+        return "no pictures"
+    return f"only {present[0]}s, n = {len(split):,}" if len(present) == 1 else "scores that are not finite"
+
+
+def _n(split: Predictions) -> str:
+    fakes = int(np.sum(split.labels == FAKE))
+    return f"{len(split) - fakes:,} real + {fakes:,} fake"
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _style(index: int) -> tuple[str, str | tuple[int, tuple[int, ...]]]:
+    return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+
+
+def _short(name: str, most: int = 60) -> str:
+    return name if len(name) <= most else "..." + name[3 - most :]
+
+
+def _label(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel(x, fontsize=11)
+    axes.set_ylabel(y, fontsize=11)
+    axes.grid(alpha=0.25)
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 1) -> None:
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=10, ncols=columns
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
+    figure.savefig(target, format="png", dpi=DPI)
+    return target.getvalue()
