@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup baseline study test test-all lint format types lock screenshots clean
+.PHONY: help setup baseline study test test-all lint format types lock help-pages screenshots clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -68,6 +68,9 @@ lock: $(STAMP)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgr
 	echo '$(HELD)' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	    --no-emit-index-url --custom-compile-command "make lock" --extra dev --constraint /dev/stdin \
 	    --output-file requirements.lock $(ARGS) pyproject.toml
+
+help-pages: $(STAMP)  ## write the pages that answer --help anew from cli.py
+	$(BIN)/python -c 'from tests.test_help import write_pages; write_pages()'
 
 screenshots: $(STAMP)  ## a real browser takes pictures of the MLflow page into screenshots/
 	$(TEST_ENV) DFTRACK_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser $(ARGS)

@@ -56,7 +56,7 @@ class FaceCNN(nn.Module):
 def build_model(config: ModelConfig, image_size: int) -> FaceCNN:
     """A new network on the CPU, its weights drawn from torch's global generator (seed it first)."""
     model = FaceCNN(kernel_size=config.kernel_size, dropout=config.dropout, image_size=image_size)
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # torch's stub lacks it
+    return model.to(memory_format=torch.channels_last)
 
 
 def normalise(pixels: Tensor) -> Tensor:

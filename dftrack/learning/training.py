@@ -137,9 +137,9 @@ def _train_step(state: State, batch: Batch) -> _Loss:
     logits = logits.float()
     loss = functional.cross_entropy(logits, batch.labels)
     state.optimizer.zero_grad(set_to_none=True)
-    state.scaler.scale(loss).backward()
+    torch.autograd.backward(state.scaler.scale(loss))
     if not state.scaler.is_enabled():  # fused optimizers skip the update where this is 1, without waiting for the card
-        state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()
+        state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined] # as the scaler does
     state.scaler.step(state.optimizer)
     state.scaler.update()
     with torch.no_grad():
@@ -192,5 +192,3 @@ def _optimizer(model: FaceCNN, config: TrainConfig) -> torch.optim.Optimizer:
 def _step_seed(seed: int, epoch: int, step: int) -> int:
     """A seed for one step's dropout, well mixed, the same whenever that step is done again."""
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-

@@ -1,0 +1,233 @@
+"""What a person types: commands parse, call and show. Heavy imports wait inside the commands."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dftrack.errors import EXIT_INTERRUPTED, DftrackError, Interrupted, SettingError
+
+if TYPE_CHECKING:
+    from dftrack.config import Config, Value
+    from dftrack.experiment import Result
+
+app = typer.Typer(
+    name="dftrack",
+    help="Train, search, judge and release CNNs that tell deepfake faces from real ones.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Prepare and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Store = Annotated[
+    Path,
+    typer.Option(
+        "--store",
+        envvar="DFTRACK_STORE",
+        help="Folder of mlflow.db, artifacts/, the decoded pictures and checkpoints.",
+    ),
+]
+STORE = Path("mlruns")
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, all else on stderr.")]
+
+
+def main() -> None:
+    """Run the command line; the exit code says what happened (see `dftrack --help`)."""
+    try:
+        app()
+    except DftrackError as error:
+        _exit(error, error.exit_code)
+    except Interrupted as stopped:
+        _exit(stopped, stopped.exit_code)
+    except KeyboardInterrupt as stopped:
+        _exit(stopped, EXIT_INTERRUPTED)
+
+
+def _exit(error: DftrackError | Interrupted | KeyboardInterrupt, code: int) -> None:
+    from dftrack import render
+
+    render.show_error(error)
+    sys.exit(code)
+
+
+@app.command(
+    epilog="Example: dftrack baseline --data faces/ --epochs 3 --set model.dropout=0.3  ·  Exit codes: 0 done, "
+    "2 setting, 3 data, 4 store, 5 device, 6 training, 130 Ctrl-C, 143 SIGTERM (the same command goes on)."
+)
+def baseline(
+    data: Annotated[
+        str, typer.Option(help="'sample', a folder of real and fake pictures, or a manifest.csv.")
+    ] = "sample",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures [10].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, dropout and augmentation [0].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 [auto].")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, for example model.dropout=0.3."),
+    ] = None,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Train the reference network, judge it, and record everything in MLflow."""
+    shorthand = {
+        "data.source": data,
+        "train.epochs": epochs,
+        "train.seed": seed,
+        "train.device": device,
+        "train.precision": precision,
+    }
+    config = _configure({name: value for name, value in shorthand.items() if value is not None}, settings or [])
+    result = _run(config, store)
+
+    from dftrack import render
+
+    assert result.final is not None, "a baseline always trains to its end"
+    final = result.final
+    if as_json:
+        render.print_json(
+            {
+                "run_id": result.run_id,
+                "status": "FINISHED",
+                "metrics": final.flat(),
+                "settings": {**final.settings},
+                "data_digest": final.data_digest,
+                "store": str(store.resolve()),
+            }
+        )
+        return
+    render.show_results({r.split: r.metrics for r in final.reports}, {r.split: r.always_fake for r in final.reports})
+    where = "" if store == STORE else f" --store {store}"
+    render.say(f"run {result.run_id} is FINISHED. Pictures, curves and the model:  dftrack ui{where}")
+    render.say(f"score your own pictures:  dftrack predict PICTURE... --run {result.run_id[:8]}{where}")
+
+
+def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
+    """The baseline's settings with the command line's on top."""
+    from dftrack.config import Config, vary
+
+    pairs: dict[str, Value] = {}
+    for text in settings:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise SettingError(f"--set wants NAME=VALUE, got {text!r}", "for example --set model.dropout=0.3")
+        pairs[name.strip()] = value.strip()
+    return vary(Config(), {**shorthand, **pairs})
+
+
+def _run(config: "Config", store: Path) -> "Result":
+    """Run one experiment with a live screen; returns its result."""
+    from dftrack.runtime import catch_stop_requests, tune_allocator
+
+    tune_allocator()
+    from dftrack.experiment import Result, run_experiment
+    from dftrack.render import Screen
+
+    with catch_stop_requests() as stop, Screen() as screen:
+        for event in run_experiment(config, store, stop=stop, watch=screen.show):
+            screen.show(event)
+            if isinstance(event, Result):
+                return event
+    raise AssertionError("an experiment ends with its Result")
+
+
+@app.command(epilog="Example: dftrack predict face.jpg --run 3f2a --gradcam why.png")
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Picture files (JPEG, PNG, WebP).", metavar="IMAGE...")],
+    run: Annotated[str | None, typer.Option(help="Run id, or its first letters [the newest finished run].")] = None,
+    gradcam: Annotated[Path | None, typer.Option(help="Write a panel that shows where the model looked.")] = None,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Score picture files with a run's model: P(fake) and the verdict at its threshold."""
+    from dftrack import render
+    from dftrack.judging import explain_files, fetch_detector
+
+    detector, run_id = fetch_detector(store, run)
+    verdicts = list(detector.judge(images))
+    if gradcam is not None:
+        explain_files(detector, list(zip(images, verdicts, strict=True)), gradcam)
+    if as_json:
+        rows = [
+            {"file": v.name, "score": v.score, "verdict": v.verdict or None, "status": v.status, "reason": v.reason}
+            for v in verdicts
+        ]
+        render.print_json({"run_id": run_id, "threshold": detector.threshold, "pictures": rows})
+    else:
+        rows_shown = [(v.name, render.number(v.score), v.verdict or f"{v.status}: {v.reason}") for v in verdicts]
+        render.show_table(
+            f"run {run_id}, fake from {detector.threshold:g} on", ["picture", "P(fake)", "verdict"], rows_shown
+        )
+    if any(v.status != "ok" for v in verdicts):
+        from dftrack.errors import DataError
+
+        raise DataError("some pictures could not be read", "their rows above say why")
+
+
+@app.command()
+def ui(
+    port: Annotated[int | None, typer.Option(help="Port [the first free one from 5000 on].")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    store: Store = STORE,
+) -> None:
+    """Open the MLflow page on this store, until Ctrl-C."""
+    import time
+
+    from dftrack import render
+    from dftrack.runtime import catch_stop_requests
+    from dftrack.tracking import serve_ui
+
+    with catch_stop_requests() as stop, serve_ui(store, host=host, port=port) as page:
+        render.say(f"MLflow is at {page.url} (Ctrl-C ends it)")
+        while stop.exit_code is None:
+            time.sleep(0.2)
+
+
+@data_app.command("check", epilog="Example: dftrack data check faces/")
+def data_check(
+    path: Annotated[str, typer.Argument(help="'sample', a folder, or a manifest.csv.")],
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Read every picture of a data set and say what is wrong: leaks between splits, unreadable files, shortcuts."""
+    from dftrack import render
+    from dftrack.data.audit import audit, blocking
+    from dftrack.data.sources import find_pictures
+    from dftrack.errors import DataError
+
+    with render.Screen() as screen:
+        listing = find_pictures(path, store, screen.advance)
+        found = audit(listing, thorough=True, progress=screen.advance)
+    if as_json:
+        render.print_json({**dataclasses.asdict(found), "blocking": [finding.kind for finding in blocking(found)]})
+    else:
+        render.show_audit(found)
+    if leaks := blocking(found):
+        raise DataError(leaks[0].message, "a result on these data would not be worth its name; see the findings above")
+
+
+@data_app.command("prepare", epilog="Example: dftrack data prepare openforensics OpenForensics/ crops/")
+def data_prepare(
+    kind: Annotated[str, typer.Argument(help="openforensics")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder with the *_poly.json files and the scenes.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the face crops, masks and manifest.csv.")],
+    as_json: Json = False,
+) -> None:
+    """Cut the faces out of the OpenForensics scenes, with masks and a manifest. Can be stopped and continued."""
+    from dftrack import render
+    from dftrack.data.openforensics import prepare
+
+    if kind != "openforensics":
+        raise SettingError(f"there is no way to prepare {kind!r}", "known: openforensics")
+    with render.Screen() as screen:
+        made = prepare(
+            source, out, progress=lambda done, total: screen.advance("cutting faces out of scenes", done, total)
+        )
+    if as_json:
+        render.print_json(dataclasses.asdict(made))
+    else:
+        render.show_prepared(made)

@@ -1,0 +1,163 @@
+"""What one experiment leaves behind: where it came from, how it ended, its pictures, its predictions, its model."""
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dftrack.config import Config, Value, flatten
+from dftrack.data.cache import DataSet
+from dftrack.data.pictures import PictureError, decode
+from dftrack.learning import figures
+from dftrack.learning.detector import Detector
+from dftrack.learning.evaluation import Predictions, Report, predict, report
+from dftrack.learning.explain import choose_examples, heat_maps
+from dftrack.learning.metrics import CLASSES, DEFAULT_THRESHOLD
+from dftrack.learning.model import FaceCNN, normalise
+from dftrack.runtime import provenance
+from dftrack.tracking import Run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A training that has come to its end, with what it was made from."""
+
+    model: FaceCNN  # on `device`
+    config: Config
+    data: DataSet
+    history: Sequence[Mapping[str, float | None]]  # the metrics of each epoch
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The numbers an experiment ends with, as they were recorded."""
+
+    reports: tuple[Report, ...]  # val first, then the test splits that were opened
+    settings: Mapping[str, Value]
+    data_digest: str
+    model_uri: str | None
+
+    def flat(self) -> dict[str, float | None]:
+        """Metric name -> value, under the names in MLflow, for example `test-dev/roc_auc`. None = undefined."""
+        return {name: value for found in self.reports for name, value in flat_metrics(found).items()}
+
+
+def flat_metrics(found: Report) -> dict[str, float | None]:
+    """The metrics of one split under the names they have in MLflow."""
+    own = {f"{found.split}/{name}": value for name, value in found.metrics.items()}
+    return own | {f"{found.split}/always_fake/{name}": value for name, value in found.always_fake.items()}
+
+
+def record_start(run: Run, data: DataSet) -> None:
+    """Record what is known before training: the data set, this machine, this code."""
+    origin = provenance()
+    run.log_dataset(data.source, data.digest, data.counts(), tuple(data.splits))
+    run.set_tags(
+        {
+            "user": origin.user,
+            "source": origin.command,
+            **({"commit": origin.commit} if origin.commit else {}),
+            "dftrack.uncommitted": "yes" if origin.diff else "no",
+            **{f"machine.{name}": value for name, value in origin.machine.items()},
+            **{f"version.{name}": value for name, value in origin.versions.items()},
+        }
+    )
+    run.log_json(
+        {"command": origin.command, "commit": origin.commit, "versions": origin.versions, "machine": origin.machine},
+        "provenance/environment.json",
+    )
+    if origin.diff:
+        run.log_text(origin.diff, "provenance/uncommitted.diff")
+    run.log_json(
+        {
+            "source": data.source,
+            "digest": data.digest,
+            "image_size": data.image_size,
+            "counts": data.counts(),
+            "unreadable": [dataclasses.asdict(bad) for bad in data.unreadable],
+        },
+        "data.json",
+    )
+    counts = {f"data/{split}/{name}": n for split, of in data.counts().items() for name, n in of.items()}
+    run.log_metrics({**counts, "data/unreadable": len(data.unreadable)})
+
+
+def evaluate_and_record(run: Run, trained: Trained, *, tests: bool, pictures: bool, keep_model: bool) -> Final:
+    """Score val (and, if `tests`, the test splits); record numbers, every prediction, and what else is asked for."""
+    names = ["val", *(trained.data.test_splits if tests else ())]
+    predictions = [predict(trained.model, trained.data.splits[name], device=trained.device) for name in names]
+    reports = tuple(report(found) for found in predictions)
+    curves = set(trained.history[-1])  # these have a point for each epoch, and the last one is this value
+    for judged in reports:
+        run.log_metrics({name: value for name, value in flat_metrics(judged).items() if name not in curves})
+    for found in predictions:
+        run.log_table(_table(found), f"predictions/{found.split}.csv")
+    if pictures:
+        _record_pictures(run, trained, predictions, reports)
+    model_uri = _record_model(run, trained, reports) if keep_model else None
+    return Final(reports, flatten(trained.config), trained.data.digest, model_uri)
+
+
+def _table(found: Predictions) -> dict[str, Sequence[str | float]]:
+    return {
+        "picture": found.names,
+        "group": found.groups,
+        "label": [CLASSES[label] for label in found.labels],
+        "score": [float(score) for score in found.scores],
+    }
+
+
+def _record_pictures(run: Run, trained: Trained, predictions: Sequence[Predictions], reports: Sequence[Report]) -> None:
+    run.log_bytes(figures.loss_curves(trained.history), "curves/loss.png")
+    run.log_bytes(figures.roc_curves(predictions), "curves/roc.png")
+    run.log_bytes(figures.pr_curves(predictions), "curves/precision-recall.png")
+    for judged in reports:
+        run.log_bytes(figures.confusion_matrix(judged), f"confusion/{judged.split}.png")
+    for found in predictions:
+        run.log_bytes(figures.gradcam_panel(_panel_rows(trained, found)), f"grad-cam/{found.split}.png")
+
+
+def _panel_rows(trained: Trained, found: Predictions) -> list[figures.PanelRow]:
+    """The surest hits and the worst misses of both classes, each with the heat for the class it was given."""
+    split = trained.data.splits[found.split]
+    examples = choose_examples(found)
+    if not examples:
+        return []
+    photos = np.stack([split.pixels[example.index] for example in examples])
+    maps = heat_maps(trained.model, normalise(torch.from_numpy(photos).to(trained.device)))
+    return [
+        figures.PanelRow(
+            photo=photos[place],
+            heat=maps.heat[place],
+            name=example.name,
+            label=example.label,
+            score=example.score,
+            threshold=DEFAULT_THRESHOLD,
+            target=int(maps.targets[place]),
+            mask=_mask(split.masks[example.index], trained.data.image_size),
+            flat=bool(maps.flat[place]),
+        )
+        for place, example in enumerate(examples)
+    ]
+
+
+def _mask(path: Path | None, size: int) -> NDArray[np.bool_] | None:
+    """Where a picture was forged, (S, S); None if nobody said, or if the file cannot be read."""
+    try:
+        return decode(path, size).mean(axis=2) > 127 if path else None
+    except (PictureError, OSError):
+        return None
+
+
+def _record_model(run: Run, trained: Trained, reports: Sequence[Report]) -> str:
+    with tempfile.TemporaryDirectory(prefix="dftrack-model-") as name:
+        folder = Path(name)
+        Detector(model=trained.model, settings=flatten(trained.config), device=trained.device).save(folder)
+        metrics = {name: value for found in reports for name, value in flat_metrics(found).items()}
+        return run.log_model(folder, metrics)

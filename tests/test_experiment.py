@@ -1,0 +1,234 @@
+"""One experiment as a whole: what it records, how it stops, and that it ends the same however often it is killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dftrack.config import Config, DataConfig, TrainConfig
+from dftrack.errors import Interrupted, StoreError, TrainingError
+from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
+from dftrack.learning import training
+from dftrack.learning.training import Epoch, Step
+from dftrack.runtime import StopRequests
+from dftrack.tracking import open_tracker
+from tests.makers import make_faces
+
+PLAIN = Plan(pictures=False)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_faces(tmp_path_factory.mktemp("faces") / "faces", train=24, val=12, test=8)
+
+
+def small(faces: Path, **train: object) -> Config:
+    settings = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, **train}
+    return Config(data=DataConfig(source=str(faces), image_size=16), train=TrainConfig(**settings))
+
+
+def finish(config: Config, store: Path, **more: object) -> Result:
+    *_, last = run_experiment(config, store, **{"plan": PLAIN, **more})
+    assert isinstance(last, Result)
+    return last
+
+
+def test_a_finished_run_holds_settings_curves_results_predictions_data_and_model(faces: Path, store: Path) -> None:
+    result = finish(small(faces), store, plan=Plan())
+    record = open_tracker(store).find_run(result.run_id)
+    assert (record.status, record.end) == ("FINISHED", "complete")
+    assert record.settings["train.learning_rate"] == "0.001" and record.settings["data.image_size"] == "16"
+    assert [step for step, _ in open_tracker(store).metric_history(result.run_id, "val/roc_auc")] == [1, 2]
+    flat = result.final.flat()
+    for split in ("val", "test-dev"):
+        for name in (
+            "accuracy",
+            "balanced_accuracy",
+            "precision",
+            "recall",
+            "f1",
+            "roc_auc",
+            "average_precision",
+            "eer",
+            "log_loss",
+            "brier",
+            "share_fake",
+        ):
+            key = f"{split}/{name}"
+            assert flat[key] is None or record.metrics[key] == pytest.approx(flat[key]), key
+            assert f"{split}/always_fake/{name}" in flat
+    for path in (
+        "predictions/val.csv", "predictions/test-dev.csv", "curves/loss.png", "curves/roc.png",
+        "curves/precision-recall.png", "confusion/val.png", "grad-cam/test-dev.png", "provenance/environment.json",
+    ):  # fmt: skip
+        assert open_tracker(store).download(result.run_id, path).stat().st_size > 50, path
+    assert open_tracker(store).detector_folder(result.run_id).is_dir()
+    assert not list((store / "checkpoints").rglob("*.safetensors")), "checkpoints go when a run is finished"
+
+
+def test_the_predictions_of_the_recorded_model_are_the_recorded_predictions(faces: Path, store: Path) -> None:
+    import csv
+
+    from dftrack.learning.detector import Detector
+
+    result = finish(small(faces), store)
+    tracker = open_tracker(store)
+    rows = list(csv.DictReader(tracker.download(result.run_id, "predictions/test-dev.csv").open()))
+    detector = Detector.load(tracker.detector_folder(result.run_id))
+    judged = list(detector.judge([faces / row["picture"] for row in rows]))
+    assert len(rows) == 16
+    for row, verdict in zip(rows, judged, strict=True):
+        assert verdict.score == pytest.approx(float(row["score"]), abs=1e-6)
+
+
+def test_the_same_command_twice_is_two_runs_with_the_same_numbers(faces: Path, store: Path) -> None:
+    one, two = finish(small(faces), store), finish(small(faces), store)
+    assert one.run_id != two.run_id
+    assert one.final.flat() == two.final.flat()
+
+
+def test_a_stop_request_closes_the_run_as_killed_and_the_same_experiment_goes_on(faces: Path, store: Path) -> None:
+    config = small(faces)
+    stop = StopRequests()
+    with pytest.raises(Interrupted) as caught:
+        for event in run_experiment(config, store, plan=PLAIN, stop=stop):
+            if isinstance(event, Step) and event.epoch == 2:
+                stop.exit_code = 143
+    assert caught.value.exit_code == 143
+    (record,) = open_tracker(store).runs()
+    assert (record.status, record.end) == ("KILLED", "interrupted")
+    events = list(run_experiment(config, store, plan=PLAIN))
+    started = next(e for e in events if isinstance(e, Started))
+    assert (started.run_id, started.epoch, started.step) == (record.run_id, 2, 1)
+    assert open_tracker(store).find_run(record.run_id).status == "FINISHED"
+    steps = [step for step, _ in open_tracker(store).metric_history(record.run_id, "val/loss")]
+    assert steps == [1, 2], f"epochs recorded: {steps}"
+
+
+def test_two_starts_of_one_experiment_at_once_do_not_disturb_each_other(faces: Path, store: Path) -> None:
+    events = run_experiment(small(faces), store, plan=PLAIN)
+    while not isinstance(next(events), Step):
+        pass
+    with pytest.raises(StoreError, match="is being trained by another process"):
+        finish(small(faces), store)
+    assert next(e for e in events if isinstance(e, Result)).end == "complete"
+
+
+def test_a_loss_that_is_not_finite_is_tried_once_more_in_fp32(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training._train_step
+
+    def breaks_in_bf16(state: training.State, batch: object) -> object:
+        loss = real(state, batch)
+        if state.precision == "bf16" and (state.epoch, state.step) == (2, 1):
+            return dataclasses.replace(loss, mean=loss.mean * float("nan"))
+        return loss
+
+    monkeypatch.setattr(training, "_train_step", breaks_in_bf16)
+    events = list(run_experiment(small(faces, precision="bf16", checkpoint_seconds=0.0), store, plan=PLAIN))
+    assert [e.text for e in events if isinstance(e, Notice)] == [
+        "the loss is not finite at epoch 2, step 2 (bf16): going on in fp32 from the last good state"
+    ]
+    record = open_tracker(store).find_run(events[-1].run_id)
+    assert record.status == "FINISHED"
+    assert "not finite" in record.tags["dftrack.fp32_retry"]
+    assert [e.number for e in events if isinstance(e, Epoch)] == [1, 2], "the first epoch is not done again"
+
+
+def test_a_loss_that_stays_not_finite_fails_the_run_with_the_reason(faces: Path, store: Path) -> None:
+    with pytest.raises(TrainingError, match="not finite"):
+        finish(small(faces, learning_rate=1e30, optimizer="sgd"), store)
+    (record,) = open_tracker(store).runs()
+    assert (record.status, record.end) == ("FAILED", "failed")
+    assert "not finite" in record.tags["dftrack.reason"]
+    assert not any(name.startswith("test") for name in record.metrics), "a failed run must not have results"
+    assert "Traceback" in open_tracker(store).download(record.run_id, "failure/traceback.txt").read_text()
+
+
+def test_exhausted_memory_fails_the_run_and_says_what_to_do(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(training, "_train_step", exhausted)
+    with pytest.raises(TrainingError, match=r"memory is exhausted.*20\.00 GiB") as caught:
+        finish(small(faces), store)
+    assert "train.batch_size" in caught.value.hint
+    assert open_tracker(store).runs()[0].status == "FAILED"
+
+
+def test_an_unforeseen_failure_fails_the_run_and_keeps_its_traceback(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("our own mistake")
+
+    monkeypatch.setattr(training, "_train_step", broken)
+    with pytest.raises(KeyError):
+        finish(small(faces), store)
+    assert open_tracker(store).runs()[0].status == "FAILED"
+
+
+def test_pausing_and_going_on_under_the_same_key_trains_no_epoch_twice(faces: Path, store: Path) -> None:
+    config = small(faces, epochs=4)
+    whole = finish(config, store)
+    paused = finish(
+        config, store, plan=Plan(key="t0", pictures=False, go_on=lambda e: "paused" if e.number == 1 else "")
+    )
+    assert paused.end == "paused"
+    assert open_tracker(store).find_run(paused.run_id).end == "paused"
+    events = list(run_experiment(config, store, plan=Plan(key="t0", pictures=False)))
+    assert [e.number for e in events if isinstance(e, Epoch)] == [2, 3, 4]
+    assert events[-1].run_id == paused.run_id
+    assert events[-1].final.flat() == whole.final.flat()
+
+
+@pytest.mark.timeout(170)
+def test_twenty_kills_at_random_moments_give_twenty_times_the_same_bits(faces: Path, store: Path) -> None:
+    """Each training is killed with -9 at a random moment and started again until it ends; a forked child is a process
+    like any other to the files and the database, and spares 20 times the imports."""
+    script = Path(__file__).with_name("kills.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(script), str(faces), str(store), "20"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    outcome = json.loads(done.stdout)
+    assert outcome["killed"] >= 20, f"only {outcome['killed']} kills hit: {outcome}"
+    assert len(outcome["weights"]) == 21
+    assert len(set(outcome["weights"])) == 1, f"the final weights differ: {outcome['weights']}"
+    assert len(set(outcome["predictions"])) == 1
+    records = open_tracker(store).runs()
+    assert len(records) == 21, "a killed training must go on in the same run"
+    for record in records:
+        assert record.status == "FINISHED"
+        steps = [step for step, _ in open_tracker(store).metric_history(record.run_id, "val/roc_auc")]
+        assert steps == [1, 2, 3], f"run {record.run_id} has epochs {steps}"
+
+
+def test_sigterm_stops_the_command_at_a_safe_point_with_its_exit_code(faces: Path, store: Path) -> None:
+    command = [
+        sys.executable, "-m", "dftrack", "baseline", "--data", str(faces), "--store", str(store), "--epochs", "500",
+        "--set", "data.image_size=16", "--set", "train.batch_size=8",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("epoch"):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped" in err and "Traceback" not in err
+    assert out == ""
+    (record,) = open_tracker(store).runs()
+    assert (record.status, record.end) == ("KILLED", "interrupted")
