@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-# isort: split  (store comes first: it sets the switches that MLflow reads while it is imported)
+from dftrack.store import local_path
+
+# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# isort: split
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
@@ -19,7 +22,6 @@ from mlflow.types.schema import ColSpec, DataType, Schema
 
 import dftrack
 from dftrack.files import sha256
-from dftrack.store import local_path
 
 NAME = "detector"
 WEIGHTS_TAG = "dftrack.weights"  # sha256 of the weights: the same ones are logged once

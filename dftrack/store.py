@@ -21,12 +21,12 @@ from urllib.parse import quote, unquote, urlsplit
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # no alembic chatter on the terminal
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import sqlalchemy
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import ExperimentTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -40,6 +40,7 @@ LOCK_SECONDS = 120.0  # a schema is made in 2 to 8 s; longer than this means tha
 FIRST_ANSWER_SECONDS = 5.0  # for each of the tries to reach a server before any work starts
 FIRST_TRIES = 3
 ROOT_TAG = "dftrack.artifacts"  # on an experiment: the artifacts folder its absolute paths were made for
+KIND_TAG = "mlflow.experimentKind"  # the page shows training's tables and charts, not those of language models
 _POSTGRES_LOCK = 0x6466_7472  # "dftr": advisory lock held while a schema is made
 
 
@@ -149,17 +150,15 @@ def experiment_id(connection: Connection, name: str) -> str:
     """The id of the experiment `name`, made if missing; two processes may try at once. Raises StoreError."""
     client, store = connection.client, connection.store
     folder = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "experiment"
-    location, tags = None, []
+    location, tags = None, {KIND_TAG: "custom_model_development"}
     if not connection.serves_artifacts:
         location = (store.artifacts / folder).as_uri()
-        tags = [ExperimentTag(ROOT_TAG, str(store.artifacts))]
+        tags[ROOT_TAG] = str(store.artifacts)
     with speaking(connection.uri):
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(
-                    client.create_experiment(name, artifact_location=location, tags={t.key: t.value for t in tags})
-                )
+                return str(client.create_experiment(name, artifact_location=location, tags=tags))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -263,18 +262,12 @@ def _has_content(database: Path) -> bool:
 
 def _write_schema(target: Path, artifacts: str) -> None:
     """An empty MLflow database at `target`. In memory the forty migrations cost no disk access."""
-    memory = f"sqlite:///file:dftrack-{secrets.token_hex(8)}?mode=memory&cache=shared&uri=true"
-    made = SqlAlchemyStore(memory, artifacts)  # type: ignore[no-untyped-call]
-    try:
-        source = made.engine.raw_connection()
-        with closing(sqlite3.connect(target)) as copy:
-            driver = source.driver_connection
-            assert isinstance(driver, sqlite3.Connection), "SQLAlchemy drives SQLite through sqlite3"
-            driver.backup(copy)
-            copy.execute("pragma journal_mode=wal")  # kept in the file: readers never wait for a writer
-        source.close()
-    finally:
-        made.engine.dispose()
+    memory = f"file:dftrack-{secrets.token_hex(8)}?mode=memory&cache=shared"
+    with closing(sqlite3.connect(memory, uri=True)) as keeper, closing(sqlite3.connect(target)) as copy:
+        made = SqlAlchemyStore(f"sqlite:///{memory}&uri=true", artifacts)  # type: ignore[no-untyped-call]
+        made.engine.dispose()  # `keeper` holds what is in memory
+        keeper.backup(copy)
+        copy.execute("pragma journal_mode=wal")  # kept in the file: readers never wait for a writer
 
 
 @contextmanager

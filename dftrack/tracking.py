@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-# isort: split  (store comes first: it sets the switches that MLflow reads while it is imported)
+from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store, speaking
+
+# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# isort: split
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
@@ -27,7 +30,6 @@ from dftrack.errors import StoreError
 from dftrack.files import write_bytes
 from dftrack.page import Page, serve_ui
 from dftrack.redaction import scrub
-from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store, speaking
 
 __all__ = ["Page", "Run", "RunRecord", "Store", "Tracker", "open_tracker", "prepare_store", "scrub", "serve_ui"]
 
