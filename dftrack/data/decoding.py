@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import warnings
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -78,7 +79,11 @@ def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: 
             return _decode_into(target, row * row_bytes, listing.pictures[row], stamps[row], size)
 
         results: list[Decoded] = []
-        with closing(spread(work, range(total))) as stream:  # closed before `target` is: nobody writes after that
+        with (
+            warnings.catch_warnings(),
+            closing(spread(work, range(total))) as stream,
+        ):  # closed before `target` is: nobody writes after that
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
             for result in stream:
                 results.append(result)
                 if progress:
