@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -26,6 +27,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 GREY = "#666666"
 DPI = 120
+HEAT = "viridis"  # even in brightness, for colour-blind readers too
+TILE, GAP = 1.85, 0.06  # inches, the side of a picture in the Grad-CAM panel and the space beside it
 LOWEST_FPR = 1e-3  # where the logarithmic axis of the ROC begins
 
 
@@ -161,32 +164,54 @@ def loss_curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
 
 
 def gradcam_panel(rows: Sequence[PanelRow], title: str = "") -> bytes:
-    """Photo, heat and overlay of each picture, two pictures side by side; the known forgery is outlined in white."""
+    """Photo, heat and overlay of each picture, two pictures side by side; the known forgery is outlined in white.
+
+    A flat map is said in words, a warning stands in the heading. All in one Axes with inches as its unit.
+    """
     across = 1 if len(rows) < 3 else 2
-    down = max(1, math.ceil(len(rows) / across))
-    figure = Figure(figsize=(5.9 * across + 0.2, 2.55 * down + 1.0), layout="constrained")
-    figure.suptitle(title or "Grad-CAM: where the network found evidence for a class", fontsize=12)
-    (body,), (foot,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.55 * down, 0.62])
-    blocks = body.subfigures(down, across, squeeze=False)
+    down = math.ceil(len(rows) / across)
+    head = 0.45 + (0.16 if any(row.warning for row in rows) else 0)  # inches above a picture's tiles
+    high, wide = head + TILE + 0.15, 3 * (TILE + GAP) + 0.15
+    width, height = max(across, 1) * wide + 0.1, 0.4 + down * high + 0.6
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    axes.text(width / 2, 0.22, title or "Grad-CAM: evidence for the class named", ha="center", va="center", fontsize=12)
     for place, row in enumerate(rows):
-        block = blocks[place // across][place % across]
+        x, y = 0.1 + place % across * wide, 0.4 + place // across * high
         verdict, wrong = _verdict(row)
-        warning = f"\n{row.warning}" if row.warning else ""
-        block.suptitle(
-            f"{_short(row.name)}\n{verdict}, P(fake) = {row.score:.3f}{warning}",
-            fontsize=9.5,
-            color=COLOURS[1] if wrong else "black",
-        )
-        for axes, draw in zip(block.subplots(1, 3), (_draw_photo, _draw_heat, _draw_overlay), strict=True):
-            axes.set_axis_off()
-            draw(axes, row)
-    bar = foot.add_axes((0.3, 0.62, 0.4, 0.2))
-    foot.colorbar(ScalarMappable(Normalize(0, 1), "viridis"), cax=bar, orientation="horizontal")
+        heading = "\n".join([_short(row.name), f"{verdict}, P(fake) = {row.score:.3f}", row.warning]).rstrip()
+        axes.text(x, y + 0.03, heading, va="top", fontsize=9, color=COLOURS[1] if wrong else "black")
+        _draw_tiles(axes, row, x, y + head)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    bar = figure.add_axes((0.3, 0.4 / height, 0.4, 0.1 / height))
+    figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
     bar.tick_params(labelsize=8)
-    bar.set_xlabel(
-        "evidence for the class named, 1 = strongest place of that picture; white line = forged area", fontsize=8.5
-    )
+    bar.set_xlabel("evidence, 1 = strongest place of that picture; white line = forged area", fontsize=8.5, labelpad=1)
     return _png(figure)
+
+
+def _draw_tiles(axes: Axes, row: PanelRow, x: float, y: float) -> None:
+    """Photo, heat and overlay from (x, y) on, in inches."""
+    heat = np.zeros_like(row.heat) if row.flat else row.heat
+    colours = 255 * colormaps[HEAT](heat)[..., :3]  # (S, S, 3)
+    weight = np.where(row.flat, 0, 0.1 + 0.65 * heat)[..., None]
+    overlay = (1 - weight) * row.photo.mean(axis=2, keepdims=True) + weight * colours
+    lefts = [x + i * (TILE + GAP) for i in range(3)]
+    for left, tile in zip(lefts, (row.photo, colours, overlay), strict=True):
+        axes.imshow(tile.astype(np.uint8), extent=(left, left + TILE, y + TILE, y), aspect="auto")
+    if row.flat:
+        words = f"flat map:\nno place speaks\nfor {CLASSES[row.target]}"
+        axes.text(lefts[1] + TILE / 2, y + TILE / 2, words, color="white", ha="center", va="center", fontsize=10)
+        return
+    box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
+    axes.text(lefts[1] + 0.07, y + TILE - 0.08, f"for {CLASSES[row.target]}", color="white", fontsize=8.5, bbox=box)
+    if row.mask is not None and row.mask.any() and not row.mask.all():
+        centres = (np.arange(len(row.mask)) + 0.5) / len(row.mask) * TILE
+        for left in lefts[1:]:
+            for colour, line in (("black", 2.6), ("white", 1.3)):
+                axes.contour(left + centres, y + centres, row.mask, levels=[0.5], colors=[colour], linewidths=line)
 
 
 def _verdict(row: PanelRow) -> tuple[str, bool]:
@@ -196,43 +221,6 @@ def _verdict(row: PanelRow) -> tuple[str, bool]:
         return f"called {CLASSES[called]}", False
     wrong = called != row.label
     return f"{'WRONG' if wrong else 'right'}: {CLASSES[row.label]}, called {CLASSES[called]}", wrong
-
-
-def _draw_photo(axes: Axes, row: PanelRow) -> None:
-    axes.imshow(row.photo)
-
-
-def _draw_heat(axes: Axes, row: PanelRow) -> None:
-    axes.imshow(np.zeros_like(row.heat) if row.flat else row.heat, cmap="viridis", vmin=0, vmax=1)
-    if row.flat:
-        _say_flat(axes, row)
-    else:
-        _outline(axes, row)
-        axes.text(
-            0.03, 0.03, f"for {CLASSES[row.target]}", transform=axes.transAxes, color="white", fontsize=8.5,
-            bbox={"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
-
-
-def _draw_overlay(axes: Axes, row: PanelRow) -> None:
-    grey = row.photo.mean(axis=2)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-    if not row.flat:
-        axes.imshow(row.heat, cmap="viridis", vmin=0, vmax=1, alpha=0.1 + 0.65 * row.heat)
-        _outline(axes, row)
-
-
-def _say_flat(axes: Axes, row: PanelRow) -> None:
-    axes.text(
-        0.5, 0.5, f"flat map:\nno place speaks\nfor {CLASSES[row.target]}", transform=axes.transAxes, color="white",
-        ha="center", va="center", fontsize=10,
-    )  # fmt: skip
-
-
-def _outline(axes: Axes, row: PanelRow) -> None:
-    if row.mask is not None and row.mask.any() and not row.mask.all():
-        for colour, width in (("black", 2.6), ("white", 1.3)):
-            axes.contour(row.mask.astype(float), levels=[0.5], colors=[colour], linewidths=width)
 
 
 def _drawable(split: Predictions) -> bool:
@@ -259,7 +247,7 @@ def _style(index: int) -> tuple[str, str | tuple[int, tuple[int, ...]]]:
     return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
 
 
-def _short(name: str, most: int = 60) -> str:
+def _short(name: str, most: int = 56) -> str:
     return name if len(name) <= most else "..." + name[3 - most :]
 
 

@@ -1,0 +1,207 @@
+"""How far the heat maps can be trusted: they must depend on the weights and on the class, and lie on the forgery.
+
+A check that fails is a sentence for the picture itself, not only a number in a table.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from dftrack.data.cache import Split
+from dftrack.learning.evaluation import Predictions
+from dftrack.learning.explain import HeatMaps, heat_maps, read_mask
+from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, REAL
+from dftrack.learning.model import FaceCNN, normalise
+
+SAME_WITH_RANDOM_WEIGHTS = 0.5  # mean rank correlation from which on a map is the picture's, not the network's
+SAME_FOR_BOTH_CLASSES = 0.9  # ... from which on a map says nothing about the class
+SURE = 0.01  # error probability of the tests that compare with chance
+FEWEST = 8  # pictures with a map below which nothing is claimed
+PICTURES = 32  # examined per check; three maps each
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One sanity check. `passed` is None where too few pictures allow a verdict."""
+
+    name: str
+    value: float | None
+    limit: float
+    n: int  # pictures it rests on
+    passed: bool | None
+    warning: str  # what to write beside the maps if it failed
+
+
+@dataclass(frozen=True, slots=True)
+class MaskAgreement:
+    """How the heat for "fake" of n forged pictures lies to their masks. Means over the pictures; None: n = 0."""
+
+    n: int
+    flat: int  # further pictures whose map points nowhere: left out
+    energy: float | None  # share of the heat inside the mask, [0, 1]
+    area: float | None  # share of the picture inside the mask, [0, 1]: what heat spread evenly would give
+    lift: float | None  # energy / area of each picture; 1 = as an even map
+    pointing: float | None  # share of pictures whose hottest place lies inside the mask; chance is `area`
+    p_value: float | None  # of energy being no more than area (Wilcoxon signed-rank, one-sided); None if n < FEWEST
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """All that was found out about the maps of one model on one split."""
+
+    checks: tuple[Check, ...]
+    right: MaskAgreement  # fakes that were caught
+    wrong: MaskAgreement  # fakes that were missed
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """The sentences of the checks that failed."""
+        return tuple(check.warning for check in self.checks if check.passed is False)
+
+
+def examine(
+    model: FaceCNN, split: Split, predictions: Predictions, *, threshold: float = DEFAULT_THRESHOLD, seed: int = 0
+) -> Trust:
+    """Run every check on a seeded choice of pictures of `split`; `predictions` are the model's on it.
+
+    Masks are looked at for fakes only, caught and missed ones apart, as far as the split has masks.
+    """
+    rng = np.random.default_rng(seed)
+    some = np.sort(rng.permutation(len(predictions))[:PICTURES])
+    checks = [check_skill(predictions)]
+    if len(some):
+        checks += check_maps(model, np.array(split.pixels[some]), seed=seed)
+    fakes = np.array([i for i in np.flatnonzero(predictions.labels == FAKE) if split.masks[i]], dtype=int)
+    caught = predictions.scores[fakes] >= threshold
+    groups = (rng.permutation(fakes[caught])[:PICTURES], rng.permutation(fakes[~caught])[:PICTURES])
+    right, wrong = (_agreement_on(model, split, np.sort(group)) for group in groups)
+    if right.p_value is not None:
+        checks.append(_check_masks(right))
+    return Trust(checks=tuple(checks), right=right, wrong=wrong)
+
+
+def check_skill(predictions: Predictions) -> Check:
+    """Does the network tell the classes apart at all? Without skill, as with random weights, no map explains any.
+
+    One-sided Mann-Whitney test of the scores of fakes against those of reals; the value is its p.
+    """
+    fakes = predictions.scores[predictions.labels == FAKE]
+    reals = predictions.scores[predictions.labels == REAL]
+    warning = "not to be trusted: the network does no better than chance here"
+    if min(len(fakes), len(reals)) < FEWEST or not np.all(np.isfinite(predictions.scores)):
+        return Check("better than chance", None, SURE, len(predictions), None, warning)
+    p = float(stats.mannwhitneyu(fakes, reals, alternative="greater").pvalue)
+    return Check("better than chance", p, SURE, len(predictions), p < SURE, warning)
+
+
+def check_maps(model: FaceCNN, pixels: NDArray[np.uint8], *, target: int = FAKE, seed: int = 0) -> list[Check]:
+    """Do the maps change when the weights are drawn anew, and when the other class is asked for?
+
+    pixels: (n, S, S, 3) uint8. Each check's value is the mean Spearman correlation of the two maps over the pictures
+    where both point somewhere: 1 = the same map. Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
+    """
+    images = normalise(torch.from_numpy(pixels).to(next(model.parameters()).device))
+    maps = heat_maps(model, images, target)
+    return [
+        _compare(
+            "random weights", maps, heat_maps(randomised(model, seed), images, target), SAME_WITH_RANDOM_WEIGHTS,
+            "not to be trusted: random weights give the same maps",
+        ),
+        _compare(
+            "other class", maps, heat_maps(model, images, REAL if target == FAKE else FAKE), SAME_FOR_BOTH_CLASSES,
+            "not to be trusted: the maps for real and fake are the same",
+        ),
+    ]  # fmt: skip
+
+
+def randomised(model: FaceCNN, seed: int) -> FaceCNN:
+    """A copy of `model` with every weight drawn anew, as before training. torch's generators go on undisturbed."""
+    device = next(model.parameters()).device
+    stranger = copy.deepcopy(model).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for part in stranger.modules():
+            if isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
+                part.reset_parameters()
+    return stranger.to(device)
+
+
+def similarity(first: HeatMaps, second: HeatMaps) -> NDArray[np.float64]:
+    """Spearman correlation in [-1, 1] of the two maps of each picture, (m,); pictures with a flat map are left out."""
+    both = np.flatnonzero(~first.flat & ~second.flat)
+    return np.array([stats.spearmanr(first.heat[i], second.heat[i], axis=None).statistic for i in both], dtype=float)
+
+
+def mask_agreement(heat: NDArray[np.float32], masks: NDArray[np.bool_]) -> MaskAgreement:
+    """Energy inside the mask, its lift over the mask's area, and the pointing game.
+
+    heat: (n, S, S) of at least 0; masks: (n, S, S). A map that is all 0 is counted as flat; an empty or full mask has
+    no inside to hit, and its picture is left out. Several equally hottest places count by the share of them inside.
+    Source: energy-based pointing game, Wang et al. 2020; pointing game, Zhang et al. 2018 (without tolerance).
+    """
+    places = int(np.prod(heat.shape[1:]))
+    heat, masks = heat.reshape(-1, places).astype(np.float64), masks.reshape(-1, places)  # (n, S * S)
+    usable = masks.any(axis=1) & ~masks.all(axis=1)
+    flat = usable & ~heat.any(axis=1)
+    heat, masks = heat[usable & ~flat], masks[usable & ~flat]
+    if not len(heat):
+        return MaskAgreement(0, int(flat.sum()), None, None, None, None, None)
+    energy = (heat * masks).sum(axis=1) / heat.sum(axis=1)
+    area = masks.mean(axis=1)
+    hottest = heat == heat.max(axis=1, keepdims=True)
+    pointing = (hottest & masks).sum(axis=1) / hottest.sum(axis=1)
+    return MaskAgreement(
+        n=len(heat),
+        flat=int(flat.sum()),
+        energy=float(energy.mean()),
+        area=float(area.mean()),
+        lift=float((energy / area).mean()),
+        pointing=float(pointing.mean()),
+        p_value=_p_above(energy - area),
+    )
+
+
+def _p_above(differences: NDArray[np.float64]) -> float | None:
+    if len(differences) < FEWEST:
+        return None
+    if not differences.any():
+        return 1.0
+    return float(stats.wilcoxon(differences, alternative="greater").pvalue)
+
+
+def _agreement_on(model: FaceCNN, split: Split, places: NDArray[np.int64]) -> MaskAgreement:
+    """mask_agreement of the pictures of `split` at `places`, which all have masks."""
+    size = split.pixels.shape[1]
+    if not len(places):
+        return mask_agreement(np.empty((0, size, size), np.float32), np.empty((0, size, size), bool))
+    images = normalise(torch.from_numpy(np.array(split.pixels[places])).to(next(model.parameters()).device))
+    masks = [read_mask(mask, size) for mask in (split.masks[place] for place in places) if mask]
+    return mask_agreement(heat_maps(model, images, FAKE).heat, np.stack(masks))
+
+
+def _check_masks(right: MaskAgreement) -> Check:
+    passed = right.p_value is not None and right.p_value < SURE
+    warning = "not to be trusted: the heat lies on the forged area no more than chance"
+    return Check("heat on the forged area", right.p_value, SURE, right.n, passed, warning)
+
+
+def _compare(name: str, maps: HeatMaps, others: HeatMaps, limit: float, warning: str) -> Check:
+    alike = similarity(maps, others)
+    if len(alike) < FEWEST:
+        return Check(name, None, limit, len(alike), None, warning)
+    value = float(alike.mean())
+    return Check(name, value, limit, len(alike), value < limit, warning)
+
+
+def marked(warnings: Sequence[str]) -> str:
+    """The one line for a picture's heading: the first warning, and how many more there are."""
+    if not warnings:
+        return ""
+    more = f" (+{len(warnings) - 1} more)" if len(warnings) > 1 else ""
+    return warnings[0] + more
