@@ -4,7 +4,8 @@ A picture's hash is 64 bits of the signs of its coarsest cosine terms (the pHash
 pictures at once). Two hashes that differ in at most 7 of 64 bits differ in at most 1 bit of one of four 16-bit bands:
 looking up each band and its 16 neighbours finds all such pairs, in time about linear in the number of pictures
 (Norouzi et al., "Fast search in Hamming space with multi-index hashing", CVPR 2012). What is found is then verified
-by the correlation of the two grey thumbnails.
+by the correlation of the two grey thumbnails. Seconds of one core for 20, 40, 80 and 160 thousand faces: 0.6, 1.6,
+4.4 and 11.
 
 Measured on 4,800 faces of 2,400 videos: copies after JPEG at quality 50 or resizing to a half, a third or 1.5 times
 differ in at most 4 bits and correlate by over .99; the few other pairs above .98 showed one person in one scene.
@@ -25,6 +26,7 @@ FLAT = 3.0  # standard deviation (0..255) of a thumbnail below which it shows to
 BANDS, BAND_BITS = 4, 16
 NEIGHBOURS = (0, *(1 << bit for bit in range(BAND_BITS)))
 REPRESENTATIVES = 4  # of equal hashes on one side, against which each picture of the other side is held
+CHUNK = 4096  # thumbnails turned into floats at a time: 32 MiB
 BLOCK = 1 << 21  # candidate pairs looked at together
 
 Hashes = NDArray[np.uint64]
@@ -45,10 +47,10 @@ class NearPair:
 def perceptual_hashes(thumbs: Thumbs) -> Hashes:
     """The pHash of each of (n, 32, 32) grey thumbnails as (n,) 64-bit numbers, as imagehash.phash gives it."""
     hashes = np.empty(len(thumbs), np.uint64)
-    for start in range(0, len(thumbs), 4096):  # so many as floats at a time: 32 MiB
-        part = dctn(thumbs[start : start + 4096].astype(np.float64), axes=(1, 2))[:, :8, :8].reshape(-1, 64)
+    for start in range(0, len(thumbs), CHUNK):
+        part = dctn(thumbs[start : start + CHUNK].astype(np.float64), axes=(1, 2))[:, :8, :8].reshape(-1, 64)
         bits = part > np.median(part, axis=1, keepdims=True)
-        hashes[start : start + 4096] = np.packbits(bits, axis=1).view(">u8").ravel()
+        hashes[start : start + CHUNK] = np.packbits(bits, axis=1).view(">u8").ravel()
     return hashes
 
 
@@ -59,10 +61,11 @@ def near_duplicates(thumbs: Thumbs, sides: NDArray[np.int64]) -> list[NearPair]:
     Where many pictures share one hash, each is held against a few of the other side: every picture that has a
     near-duplicate is named, not every pair. Pictures of one even tone are left out.
     """
-    shown = np.flatnonzero(thumbs.std(axis=(1, 2)) >= FLAT)
+    spreads = [thumbs[start : start + CHUNK].std(axis=(1, 2)) for start in range(0, len(thumbs), CHUNK)]
+    shown = np.flatnonzero(np.concatenate(spreads) >= FLAT) if spreads else np.empty(0, np.intp)
     if len(shown) < 2:
         return []
-    hashes = perceptual_hashes(thumbs[shown])
+    hashes = perceptual_hashes(thumbs)[shown]
     order = np.lexsort((shown, sides[shown], hashes))
     places, hashes, here = shown[order], hashes[order], sides[shown][order]
     new_hash = np.r_[True, hashes[1:] != hashes[:-1]]
@@ -135,8 +138,8 @@ def _some_of_each(left: Indices, right: Indices) -> Iterator[tuple[int, int]]:
 def _verified(thumbs: Thumbs, firsts: Indices, seconds: Indices) -> list[NearPair]:
     """The pairs whose thumbnails correlate, the most alike first."""
     pairs = []
-    for start in range(0, len(firsts), 4096):
-        first, second = firsts[start : start + 4096], seconds[start : start + 4096]
+    for start in range(0, len(firsts), CHUNK):
+        first, second = firsts[start : start + CHUNK], seconds[start : start + CHUNK]
         likeness = np.einsum("nk,nk->n", _unit(thumbs[first]), _unit(thumbs[second]))
         bits = np.bitwise_count(perceptual_hashes(thumbs[first]) ^ perceptual_hashes(thumbs[second]))
         for row in np.flatnonzero(likeness >= MIN_LIKENESS):

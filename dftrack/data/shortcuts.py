@@ -146,6 +146,8 @@ def _fitted(model: str, table: Table, labels: Labels, asked: Table) -> Scores:
 
 def _alone(columns: Table, labels: Labels, folds: Sequence[Fold]) -> float:
     """AUC of one trait: the share of fakes among the learning pictures in the same bin, whatever its direction."""
+    if (columns == columns[0]).all():
+        return 0.5  # the same everywhere
     answers = []
     for learn, score in folds:
         if columns.shape[1] > 1:
