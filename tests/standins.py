@@ -1,4 +1,4 @@
-"""Stand-ins for training: curves made of the parameters, with every accident that can be had; and a study to run them."""
+"""Stand-ins for training: curves made of the parameters, with every accident there is; and a study to run them."""
 
 import math
 import os
@@ -52,7 +52,7 @@ def curve(params: dict[str, object], epoch: int) -> float:
     return 0.95 - 0.3 * distance - 0.2 / (epoch + 1)
 
 
-def train(job: Job, emit: Emit, *, notes: str = "", seconds: float = 0.0) -> Outcome:
+def train(job: Job, emit: Emit, _stop: object = None, *, notes: str = "", seconds: float = 0.0) -> Outcome:
     """Report the curve. `notes`: a folder in which each (trial, epoch) leaves a line, to count what was trained."""
     for epoch in range(job.start_epoch + 1, job.stop_epoch + 1):
         time.sleep(seconds)
@@ -63,7 +63,7 @@ def train(job: Job, emit: Emit, *, notes: str = "", seconds: float = 0.0) -> Out
     return Outcome("paused")
 
 
-def train_badly(job: Job, emit: Emit, *, notes: str = "") -> Outcome:
+def train_badly(job: Job, emit: Emit, _stop: object = None, *, notes: str = "") -> Outcome:
     """Every accident, by the number of the trial."""
     if job.trial == 1:
         raise MemoryError
@@ -103,7 +103,9 @@ def main(place: str, folder: str, workers: str, trials: str, seconds: str) -> No
     study = opened(place, design, trials=int(trials))
     notes = Path(folder) / "notes"
     notes.mkdir(parents=True, exist_ok=True)
-    print(run_workers(work(study, design, Path(folder), notes=str(notes), seconds=float(seconds)), int(workers), gpus=()))
+    print(
+        run_workers(work(study, design, Path(folder), notes=str(notes), seconds=float(seconds)), int(workers), gpus=())
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dftrack.study.toml_lines import TomlFile, parse_toml, read_toml
 
 KEYS = ("name", "metric", "direction", "sampler", "seed", "trials", "enqueue", "base", "space", "pruning")
 COUNTS = {"trials": (30, 1), "final_seeds": (3, 0), "keep_weights": (3, 0)}  # key -> default, least
-MOST_CORNERS = 4096
+MOST_CORNERS = 256  # of a space: in a richer one the settings are checked together two by two
 Entry = tuple[str, tuple[str, ...], Any]  # dotted name of a setting, where it stands, what is given
 _SECTIONS = sorted({name.split(".")[0] for name in setting_types()})
 
@@ -99,10 +99,11 @@ def _space(file: TomlFile, base: Mapping[str, Value]) -> Space:
         space[name] = dimension
     if not space:
         raise file.error(("space",), "there is nothing to search", "name at least one setting under [space]")
-    corners = math.prod(len(dimension.ends()) for dimension in space.values())
-    if corners <= MOST_CORNERS:  # every setting is fine alone; are they together?
-        for corner in itertools.product(*(dimension.ends() for dimension in space.values())):
-            point = dict(zip(space, corner, strict=True))
+    together = math.prod(len(dimension.ends()) for dimension in space.values())
+    groups = [tuple(space)] if together <= MOST_CORNERS else itertools.combinations(space, 2)
+    for names in groups:  # every setting is fine alone; are they together?
+        for corner in itertools.product(*(space[name].ends() for name in names)):
+            point = dict(zip(names, corner, strict=True))
             _try(file, ("space",), {**base, **point}, f"no run could have {_words(point)}: ")
     return space
 

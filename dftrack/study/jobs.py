@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 from optuna.trial import TrialState, create_trial
 
-from dftrack.errors import TrainingError
+from dftrack.errors import Abandoned, TrainingError
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.halving import Contest, Status, plan
 from dftrack.study.liveness import Watch, Worker, is_free
@@ -81,7 +81,7 @@ class Ended:
     reason: str
 
 
-class Superseded(Exception):  # noqa: N818 - not an error: news
+class Superseded(Abandoned):
     """The trial belongs to another worker now, or has ended: drop the work."""
 
 
@@ -135,7 +135,7 @@ class Queue:
             record = self._own(job, or_ended=True)
             if not record.is_ended:
                 self._settle_job(record, job, outcome)
-            self._overtake()
+            self._overtake(self._reader.read())
 
         self._locked(step)
 
@@ -164,7 +164,7 @@ class Queue:
             records = self._reader.read()
         if job := self._begin(records):
             return job
-        if job := self._promote(self._overtake(), records):
+        if job := self._promote(self._overtake(records), records):
             return job
         running = sum(record.status == "running" for record in records)
         if running:
@@ -210,12 +210,12 @@ class Queue:
         for number, stop in promotions:
             record = next(record for record in records if record.number == number)
             assert record.claim is not None
+            self._reader.touch([number])
             return self._grant(record, stop, record.claim.deaths)
         return None
 
-    def _overtake(self) -> Sequence[tuple[int, int]]:
+    def _overtake(self, records: Sequence[Record]) -> Sequence[tuple[int, int]]:
         """End the paused trials that are out; returns who may go on."""
-        records = self._reader.read()
         definition, rungs = self._definition, self._definition.rungs
         baseline = definition.enqueue[0] if definition.protects_baseline else None
         contest = Contest(
@@ -227,6 +227,8 @@ class Queue:
         )
         step = plan([record.standing(rungs) for record in records], contest)
         by_number = {record.number: record for record in records}
+        if step.prune:
+            self._reader.touch(step.prune)
         for number in step.prune:
             claim = by_number[number].claim
             assert claim is not None

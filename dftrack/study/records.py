@@ -13,6 +13,8 @@ from dftrack.config import Value
 from dftrack.study.halving import Standing, Status
 
 CLAIM, BEAT, REASON, TRACEBACK = "claim", "beat", "reason", "traceback"  # attributes of a trial in the storage
+CHANGES = "changes"  # attribute of the study
+MOST_CHANGES = 300  # that are remembered; who has missed more reads everything again
 ENDS: Mapping[TrialState, Status] = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -72,23 +74,53 @@ class Record:
 
 
 class Reader:
-    """Reads the trials of one study again and again, converting those that have ended only once."""
+    """Reads the trials of one study again and again, and of them only those that can have changed.
+
+    Ended trials never change, and paused ones only by a promotion or their end, which `touch` announces in an attribute
+    of the study before it happens. So a reading costs what the trials at work cost, however many there are in all.
+    """
 
     def __init__(self, backend: BaseStorage, study_id: int) -> None:
         self._backend = backend
         self._study_id = study_id
-        self._ended: dict[int, Record] = {}
+        self._records: dict[int, Record] = {}
+        self._revision = -1  # of the announcements, when they were last read
 
     def read(self) -> list[Record]:
         """All trials that count, by number. A script's own trial counts from when it has ended."""
-        records = []
-        for trial in self._backend.get_all_trials(self._study_id, deepcopy=False):
-            record = self._ended.get(trial.number) or to_record(trial)
-            if record.is_ended:
-                self._ended[record.number] = record
-            if record.is_ended or record.claim is not None:
-                records.append(record)
-        return records
+        revision, recent = self._changes()
+        news = revision - self._revision
+        if self._revision < 0 or news > len(recent):
+            for trial in self._backend.get_all_trials(self._study_id, deepcopy=False):
+                self._records[trial.number] = to_record(trial)
+        else:
+            stale = {number for number, record in self._records.items() if record.status == "running"}
+            stale.update(recent[len(recent) - news :])
+            for number in sorted(stale):
+                self._read_one(number)
+            while self._read_one(len(self._records)):
+                pass  # trials are numbered without gaps: the first number that is missing is the end
+        self._revision = revision
+        return [record for _, record in sorted(self._records.items()) if record.is_ended or record.claim is not None]
+
+    def _read_one(self, number: int) -> bool:
+        """Read one trial; whether there is one of this number."""
+        try:
+            trial_id = self._backend.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        except KeyError:
+            return False
+        self._records[number] = to_record(self._backend.get_trial(trial_id))
+        return True
+
+    def touch(self, numbers: Sequence[int]) -> None:
+        """Announce that these paused trials are about to change. Only under the storage's lock."""
+        revision, recent = self._changes()
+        changes = {"revision": revision + len(numbers), "recent": [*recent, *numbers][-MOST_CHANGES:]}
+        self._backend.set_study_user_attr(self._study_id, CHANGES, changes)
+
+    def _changes(self) -> tuple[int, list[int]]:
+        changes = self._backend.get_study_user_attrs(self._study_id).get(CHANGES, {"revision": 0, "recent": []})
+        return changes["revision"], changes["recent"]
 
 
 def to_record(trial: FrozenTrial) -> Record:

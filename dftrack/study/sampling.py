@@ -54,7 +54,8 @@ def suggest(definition: StudyDefinition, records: Sequence[Record]) -> Params | 
         grid = list(points(definition.space))
         random.Random(definition.seed).shuffle(grid)  # a part of the grid is then a fair sample of it
         return next((point for point in grid if _key(point) not in tried), None)
-    view = _View([_show(record, definition.space) for record in records if record.status != "failed"])
+    dimensions = distributions(definition.space)
+    view = _View([_show(record, dimensions) for record in records if record.status != "failed"])
     for repeat in range(REPEATS):
         seed = _seed(definition.seed, number, repeat)
         if _key(point := _ask(definition, _sampler(definition.sampler, seed), view)) not in tried:
@@ -83,7 +84,7 @@ class _View(InMemoryStorage):
         return own + [trial for trial in self.shown if states is None or trial.state in states]
 
 
-def _show(record: Record, space: Space) -> FrozenTrial:
+def _show(record: Record, dimensions: dict[str, BaseDistribution]) -> FrozenTrial:
     """The trial as the sampler should see it. Numbers are shifted by one: in the view the new trial is number 0."""
     state = TrialState.COMPLETE if record.status == "complete" else TrialState.PRUNED
     if not record.curve and record.status == "running":
@@ -97,7 +98,7 @@ def _show(record: Record, space: Space) -> FrozenTrial:
         datetime_start=record.started,
         datetime_complete=record.ended,
         params=dict(record.params),
-        distributions=distributions(space),
+        distributions=dimensions,
         user_attrs={},
         system_attrs={},
         intermediate_values=dict(record.curve),

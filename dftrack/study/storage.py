@@ -40,6 +40,14 @@ class Storage:
         self._url = read_url(place)
         self.place = self._url.render_as_string(hide_password=True)
         self._locks: Engine | None = None
+        self._engines: list[Engine] = []
+        try:
+            self._open(patience)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, patience: float) -> None:
         if self._url.get_backend_name() == "sqlite":
             assert self._url.database is not None
             path = Path(self._url.database)
@@ -50,6 +58,7 @@ class Storage:
         else:
             options = {"connect_args": {"connect_timeout": max(2, min(10, round(patience)))}, "pool_pre_ping": True}
             self._locks = _engine(self._url, {**options, "pool_size": 1, "isolation_level": "AUTOCOMMIT"})
+            self._engines.append(self._locks)
             tables = self._tables_of_server()
             with self.lock():
                 self.backend = self._connect(options, make_tables="studies" not in tables)
@@ -93,9 +102,8 @@ class Storage:
 
     def close(self) -> None:
         """Let go of the connections."""
-        self.backend.remove_session()
-        if self._locks is not None:
-            self._locks.dispose()
+        for engine in self._engines:
+            engine.dispose()
 
     def _make_sqlite(self, path: Path) -> None:
         try:
@@ -105,7 +113,9 @@ class Storage:
                     for left in path.parent.glob(f".{path.name}.*.tmp*"):  # a maker that was killed
                         left.unlink()
                     with write_aside(path) as aside:
-                        RDBStorage(f"sqlite:///{aside}").engine.dispose()
+                        RDBStorage(
+                            f"sqlite:///{aside}"
+                        ).engine.dispose()
                         with closing(sqlite3.connect(aside)) as connection:
                             connection.execute("PRAGMA journal_mode = wal")
         except filelock.Timeout as error:
@@ -160,7 +170,9 @@ class Storage:
 
     def _connect(self, options: dict[str, object], *, make_tables: bool) -> BaseStorage:
         try:
-            return get_storage(RDBStorage(self.url, options, skip_table_creation=not make_tables))
+            storage = RDBStorage(self.url, options, skip_table_creation=not make_tables)
+            self._engines.append(storage.engine)
+            return get_storage(storage)
         except RuntimeError as error:  # Optuna's word for a schema of another version
             raise StoreError(f"{self.place} was made by another version of Optuna", str(error).strip()) from error
         except _TRANSIENT as error:

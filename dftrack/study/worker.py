@@ -20,7 +20,7 @@ from dftrack.study.opening import reopen
 from dftrack.study.storage import PATIENCE, Storage
 
 Emit = Callable[[int, float], None]  # epoch, value: to be called after each epoch; raises what ends the training
-Train = Callable[[Job, Emit], Outcome]
+Train = Callable[[Job, Emit, StopRequests], Outcome]  # looks at the requests wherever stopping is safe
 OnEnded = Callable[[Ended], None]
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two looks for work
@@ -110,7 +110,7 @@ def _do(
     stop: BaseException | None = None
     try:
         requests.check()
-        outcome = work.train(job, emit)
+        outcome = work.train(job, emit, requests)
     except Superseded as news:
         return "superseded", str(news)
     except (Interrupted, KeyboardInterrupt) as request:

@@ -1,0 +1,284 @@
+"""One `dftrack study`: data, storage, parent run, workers, the winner's final trainings, the report.
+
+Every step can be killed and done again: the trials are Optuna's, runs and checkpoints go by names that the next start
+finds, and the parent run is written anew from what the storage says.
+"""
+
+import contextlib
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from dftrack import __version__
+from dftrack.config import INCIDENTAL, Value, flatten
+from dftrack.data.cache import DataSet, open_data
+from dftrack.errors import DftrackError, Interrupted
+from dftrack.experiment import Event as ExperimentEvent
+from dftrack.experiment import Plan, Result, Stage, run_experiment
+from dftrack.recording import record_start
+from dftrack.runtime import StopRequests
+from dftrack.study.definition import StudyDefinition
+from dftrack.study.events import Event, TrialEnded
+from dftrack.study.fingerprint import fingerprint
+from dftrack.study.jobs import Ended
+from dftrack.study.naming import final_key, trial_key
+from dftrack.study.opening import OpenStudy, open_study
+from dftrack.study.records import Reader, Record
+from dftrack.study.report import FinalTraining, StudySummary
+from dftrack.study.storage import Storage
+from dftrack.study.trials import TrialCloser, TrialTrainer
+from dftrack.study.worker import Work
+from dftrack.study.workers import run_workers
+from dftrack.tracking import Run, Tracker, open_tracker
+
+KEY = "key"  # attribute of a study in the storage: its part in the names of runs and checkpoints
+REFRESH_SECONDS = 60.0  # at most so often the report is written anew while trials train
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a study."""
+
+    definition: StudyDefinition
+    store: Path
+    storage: str = ""  # path or URL of the Optuna storage; "": optuna.db in the store
+    trials: int | None = None  # the total; None: as before, or as the file says
+    workers: int = 1
+    new: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The study is open and its parent run exists."""
+
+    name: str
+    run_id: str
+    data: DataSet
+    total: int
+    ended: int  # trials that earlier starts brought to their end
+
+
+@dataclass(frozen=True, slots=True)
+class FinalStarted:
+    """The winner is trained once more, with another seed."""
+
+    trial: int
+    seed: int
+    number: int  # from 1
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a study came to."""
+
+    run_id: str
+    summary: StudySummary
+
+
+Watch = Callable[[Stage | Opened | Event | FinalStarted | ExperimentEvent], None]
+
+
+def run_study(request: Request, watch: Watch = lambda event: None, stop: StopRequests | None = None) -> Outcome:
+    """Begin the study, or go on with it, until all its trials have ended and its winner is known.
+
+    Raises DftrackError with what is wrong (nothing is lost: the same command goes on), Interrupted on request.
+    """
+    session = _Session(request, watch, stop or StopRequests())
+    with session.recorded():
+        session.search()
+        session.train_finals()
+        session.write_report()
+    return Outcome(session.run.run_id, session.summary())
+
+
+class _Session:
+    """The study while this process works on it."""
+
+    def __init__(self, request: Request, watch: Watch, stop: StopRequests) -> None:
+        self.request, self.watch, self.stop = request, watch, stop
+        self.began = time.time()
+        self.data = open_data(request.definition.config({}).data, request.store, self._stage)
+        self.definition = _at_size(request.definition, self.data.image_size)
+        mark = fingerprint(self.definition, self.data.digest, {"dftrack": __version__})
+        self.storage = Storage(request.storage or request.store / "optuna.db")
+        self.study = open_study(self.storage, self.definition, mark, trials=request.trials, new=request.new)
+        self.key = self.storage.steady(lambda: _study_key(self.study))
+        self.reader = Reader(self.storage.backend, self.study.study_id)
+        self.tracker: Tracker = open_tracker(request.store)
+        self.run: Run = self._parent_run()
+        self._refreshed = time.monotonic()
+
+    def _stage(self, what: str, done: int, total: int) -> None:
+        self.stop.check()
+        self.watch(Stage(what, done, total))
+
+    def _parent_run(self) -> Run:
+        definition = self.definition
+        settings: dict[str, Value] = {
+            "study.name": self.study.name,
+            "study.metric": definition.metric,
+            "study.direction": definition.direction,
+            "study.sampler": definition.sampler,
+            "study.seed": definition.seed,
+            "study.rungs": ", ".join(map(str, definition.rungs)),
+            "study.final_seeds": definition.final_seeds,
+            **{f"space.{name}": str(dimension) for name, dimension in definition.space.items()},
+        }
+        shared = {k: v for k, v in flatten(definition.config({})).items() if k not in definition.space}
+        run = self.tracker.start_run(
+            f"study {self.study.name}",
+            key=f"{self.key}-parent",
+            settings=settings | {k: v for k, v in shared.items() if k not in INCIDENTAL},
+            tags={"dftrack.kind": "study", "dftrack.study": self.study.name, "dftrack.data_digest": self.data.digest},
+        )
+        record_start(run, self.data)
+        run.log_text(definition.text, "study/study.toml")
+        return run
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Close the parent run as what it is, however the work ends."""
+        try:
+            yield
+        except (Interrupted, KeyboardInterrupt):
+            self.run.finish("KILLED", end="interrupted", reason="stopped on request; the same command goes on")
+            raise
+        except BaseException as error:
+            reason = error.message if isinstance(error, DftrackError) else f"{type(error).__name__}: {error}"
+            self.run.finish("FAILED", end="failed", reason=reason)
+            raise
+        else:
+            self.run.finish("FINISHED", end="complete")
+        finally:
+            self.storage.close()
+
+    def search(self) -> None:
+        """Let workers bring all trials to their end."""
+        records = self.reader.read()
+        self.watch(
+            Opened(
+                self.study.name,
+                self.run.run_id,
+                self.data,
+                self.definition.total(self.study.trials()),
+                sum(record.is_ended for record in records),
+            )
+        )
+        work = Work(
+            url=self.storage.url,
+            study=self.study.name,
+            definition=self.definition,
+            lives=self.request.store / "studies" / "workers",
+            train=TrialTrainer(self.definition, self.request.store, self.key, self.run.run_id),
+            on_ended=TrialCloser(self.request.store, self.key),
+        )
+        run_workers(work, self.request.workers, self._hear)
+        self._mend()
+
+    def _hear(self, event: Event) -> None:
+        self.watch(event)
+        if isinstance(event, TrialEnded):
+            self._keep_the_best()
+            if time.monotonic() - self._refreshed > REFRESH_SECONDS:
+                self.write_report()
+
+    def _mend(self) -> None:
+        """Bring runs whose worker was killed between the trial's end and the run's to the state Optuna knows."""
+        close = TrialCloser(self.request.store, self.key)
+        for record in self.reader.read():
+            if record.is_ended:
+                close(Ended(record.number, record.status, record.value, record.reason))
+        self._keep_the_best()
+
+    def _keep_the_best(self) -> None:
+        """Delete the weights of trials that are not among the best."""
+        for record in self.ranked()[self.definition.keep_weights :]:
+            for run in self.tracker.runs(tags={"dftrack.key": trial_key(self.key, record.number)}):
+                self.tracker.drop_model(run.run_id)
+
+    def ranked(self) -> list[Record]:
+        """The complete trials, the best first; ties go to the lower number."""
+        sign = -1 if self.definition.direction == "maximize" else 1
+        complete = [record for record in self.reader.read() if record.status == "complete" and record.value is not None]
+        return sorted(complete, key=lambda record: (sign * (record.value or 0.0), record.number))
+
+    def train_finals(self) -> None:
+        """Train the winner again with other seeds, and open the test splits for it. One process at a time."""
+        ranked = self.ranked()
+        if not ranked or not self.definition.final_seeds:
+            return
+        winner = ranked[0]
+        lock = self.request.store / "studies" / f"{self.key}.finals.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            done = {final.seed for final in self.finals()}
+            for number, seed in enumerate(self._final_seeds(), start=1):
+                if seed not in done:
+                    self.watch(FinalStarted(winner.number, seed, number, self.definition.final_seeds))
+                    self._train_final(winner, seed)
+
+    def _final_seeds(self) -> list[int]:
+        """Seeds that no trial was trained with."""
+        own = self.definition.config({}).train.seed
+        return [own + 1 + index for index in range(self.definition.final_seeds)]
+
+    def _train_final(self, winner: Record, seed: int) -> None:
+        config = self.definition.config({**winner.params, "train.seed": seed})
+        plan = Plan(
+            name=f"final of trial {winner.number}: seed {seed}",
+            kind="final",
+            parent=self.run.run_id,
+            key=final_key(self.key, winner.number, seed),
+            tags={"dftrack.study": self.study.name, "dftrack.trial": str(winner.number), "dftrack.seed": str(seed)},
+        )
+        for event in run_experiment(config, self.request.store, plan=plan, stop=self.stop):
+            if not isinstance(event, Result):
+                self.watch(event)
+
+    def finals(self) -> list[FinalTraining]:
+        """The final trainings of the winner that are finished, by seed."""
+        ranked = self.ranked()
+        if not ranked:
+            return []
+        found = []
+        for seed in self._final_seeds():
+            key = final_key(self.key, ranked[0].number, seed)
+            for run in self.tracker.runs(tags={"dftrack.key": key}, status="FINISHED"):
+                tests: Mapping[str, Mapping[str, float | None]] = {
+                    split: {
+                        name.removeprefix(f"{split}/"): value
+                        for name, value in run.metrics.items()
+                        if name.startswith(f"{split}/") and "always_fake" not in name
+                    }
+                    for split in self.data.test_splits
+                }
+                found.append(FinalTraining(seed, run.run_id, run.metrics[self.definition.metric], tests))
+        return found
+
+    def summary(self) -> StudySummary:
+        raise NotImplementedError
+
+    def write_report(self) -> None:
+        raise NotImplementedError
+
+
+def _study_key(study: OpenStudy) -> str:
+    """A name for the study that no other study of any storage has; made once."""
+    backend = study.storage.backend
+    known = backend.get_study_user_attrs(study.study_id).get(KEY)
+    if known is None:
+        known = f"{study.name}-{uuid.uuid4().hex[:8]}"
+        backend.set_study_user_attr(study.study_id, KEY, known)
+    return str(known)
+
+
+def _at_size(definition: StudyDefinition, size: int) -> StudyDefinition:
+    """The definition with the picture size that the data came at, so that a change of it is seen."""
+    return definition if "data.image_size" in definition.space else definition.revised({"data.image_size": size})
+
+

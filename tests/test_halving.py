@@ -1,0 +1,181 @@
+"""Successive halving: who goes on, who is out, and what it costs."""
+
+import dataclasses
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dftrack.study.halving import Contest, Halving, Standing, cost, plan, replay, rungs_of
+
+RUNGS = (1, 3, 10)
+CONTEST = Contest(RUNGS, 3, 30)
+
+
+def paused(number: int, value: float, stop: int = 1) -> Standing:
+    return Standing(number, "paused", stop, {stop: value})
+
+
+def test_thirty_trials_cost_seventy_one_of_three_hundred_epochs() -> None:
+    assert cost(CONTEST) == 71
+    assert cost(CONTEST) <= 300 / 4
+
+
+@given(st.integers(9, 2000))
+def test_from_nine_trials_on_the_plan_costs_at_most_a_quarter(total: int) -> None:
+    assert cost(Contest(RUNGS, 3, total)) <= total * 10 / 4
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs"),
+    [(10, (1, 3, 10)), (27, (1, 3, 9, 27)), (3, (1, 3)), (2, (2,)), (1, (1,)), (100, (1, 3, 11, 33, 100))],
+)
+def test_rungs_follow_from_the_epochs(epochs: int, rungs: tuple[int, ...]) -> None:
+    assert rungs_of(Halving(), epochs) == rungs
+
+
+def test_nobody_goes_on_while_enough_others_may_still_be_better() -> None:
+    standings = [paused(n, n / 100) for n in range(10)]
+    assert plan(standings, CONTEST).promote == ()
+    assert plan(standings, CONTEST).prune == ()
+
+
+def test_who_can_no_longer_be_among_the_best_is_ended_at_once() -> None:
+    standings = [paused(n, n / 100) for n in range(12)]
+    assert plan(standings, CONTEST).prune == (0, 1), "ten better ones exist for ten seats"
+
+
+def test_who_is_among_the_best_whatever_comes_goes_on_at_once() -> None:
+    standings = [paused(n, n / 100) for n in range(24)]  # 6 are still to come, for 10 seats
+    assert [number for number, _ in plan(standings, CONTEST).promote] == [23, 22, 21, 20]
+
+
+def test_ties_go_to_the_lower_number() -> None:
+    step = plan([paused(n, 0.5) for n in range(30)], CONTEST)
+    assert [number for number, _ in step.promote] == list(range(10))
+    assert step.prune == tuple(range(10, 30))
+
+
+def test_a_lower_value_is_better_where_the_study_minimizes() -> None:
+    step = plan([paused(n, n / 100) for n in range(30)], dataclasses.replace(CONTEST, maximize=False))
+    assert [number for number, _ in step.promote] == list(range(10))
+
+
+def test_the_baseline_has_a_seat_of_its_own_and_takes_it_at_once() -> None:
+    contest = dataclasses.replace(CONTEST, protected=frozenset({0}))
+    step = plan([paused(n, n / 100) for n in range(30)], contest)
+    assert step.promote[0] == (0, 3)
+    assert len(step.promote) == 10, "its seat is one of the ten: it costs no epoch"
+    assert plan([paused(0, 0.0)], contest).promote == ((0, 3),)
+
+
+def test_the_baseline_competes_where_there_is_one_seat_only() -> None:
+    contest = Contest(RUNGS, 3, 5, protected=frozenset({0}))
+    step = plan([paused(n, n / 100) for n in range(5)], contest)
+    assert step.promote == ((4, 3),), "otherwise five trials would train nothing but the baseline"
+
+
+def test_the_deepest_promotion_is_the_most_urgent() -> None:
+    contest = Contest((1, 3, 10), 2, 4)
+    deep = [paused(0, 0.9, stop=3), paused(1, 0.8, stop=3)]
+    step = plan([*deep, Standing(2, "pruned", 1, {1: 0.1}), Standing(3, "failed", 1, {})], contest)
+    assert step.promote == ((0, 10),)
+    assert step.prune == (1,)
+
+
+def run(
+    values: list[list[float]], contest: Contest, seed: int, *, failing: float = 0.0, workers: int = 1
+) -> list[Standing]:
+    """Play a study: `workers` jobs at a time, ending in random order; `failing`: the chance that a job fails."""
+    rng = random.Random(seed)
+    standings: dict[int, Standing] = {}
+    running: list[int] = []
+    while True:
+        step = plan(list(standings.values()), contest)
+        for number in step.prune:
+            assert standings[number].status == "paused", "only a paused trial can be overtaken"
+            standings[number] = dataclasses.replace(standings[number], status="pruned")
+        while len(running) < workers:
+            if len(standings) < contest.total:
+                number, stop = len(standings), contest.rungs[0]
+            elif promote := plan(list(standings.values()), contest).promote:
+                number, stop = promote[0]
+            else:
+                break
+            curve = standings[number].curve if number in standings else {}
+            standings[number] = Standing(number, "running", stop, curve)
+            running.append(number)
+        if not running:
+            return list(standings.values())
+        number = running.pop(rng.randrange(len(running)))
+        trial = standings[number]
+        if rng.random() < failing:
+            standings[number] = dataclasses.replace(trial, status="failed")
+            continue
+        curve = {epoch: values[number][epoch - 1] for epoch in range(1, trial.stop + 1)}
+        status = "complete" if trial.stop == contest.rungs[-1] else "paused"
+        standings[number] = Standing(number, status, trial.stop, curve)
+        kept = sum(s.status == "paused" for s in standings.values())
+        assert kept <= contest.total // contest.eta + workers + 1, f"{kept} checkpoints are kept"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    total=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    workers=st.integers(1, 8),
+    protect=st.booleans(),
+    failing=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+)
+def test_every_study_ends_within_its_budget(total: int, seed: int, workers: int, protect: bool, failing: float) -> None:
+    rng = random.Random(seed)
+    values = [[rng.randrange(5) / 5 for _ in range(10)] for _ in range(total)]
+    contest = Contest(RUNGS, 3, total, protected=frozenset({0} if protect else ()))
+    ended = run(values, contest, seed, failing=failing, workers=workers)
+    assert len(ended) == total
+    assert all(s.status in ("complete", "pruned", "failed") for s in ended), "a trial was left behind"
+    assert sum(max(s.curve, default=0) for s in ended) <= cost(contest)
+    if failing == 0.0:
+        assert sum(s.status == "complete" for s in ended) == contest.seats(1)
+        if protect and contest.seats(1) >= 2:
+            assert ended[0].status == "complete", "the baseline must reach the end"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), workers=st.integers(2, 8))
+def test_the_outcome_does_not_depend_on_how_many_work_or_who_is_first(seed: int, workers: int) -> None:
+    rng = random.Random(seed)
+    values = [[rng.randrange(5) / 5 for _ in range(10)] for _ in range(30)]
+    contest = dataclasses.replace(CONTEST, protected=frozenset({0}))
+    alone = {s.number: s for s in run(values, contest, 0)}
+    together = {s.number: s for s in run(values, contest, seed, workers=workers)}
+    assert together == alone
+
+
+def test_a_longer_study_shares_out_the_seats_that_it_adds() -> None:
+    values = [[n / 100] * 10 for n in range(60)]
+    first = run(values[:30], CONTEST, 0)
+    contest = dataclasses.replace(CONTEST, total=60)
+    standings = first + [paused(n, n / 100) for n in range(30, 60)]
+    step = plan(standings, contest)
+    assert [number for number, _ in step.promote] == list(range(59, 49, -1)), "20 seats, 10 of them taken"
+    assert set(step.prune) == set(range(30, 50))
+
+
+def test_a_replay_finds_the_winner_for_a_quarter_of_the_epochs() -> None:
+    curves = [[0.5 + n / 100 - 0.3 / epoch for epoch in range(1, 11)] for n in range(30)]
+    random.Random(0).shuffle(curves)
+    result = replay(curves, Halving())
+    assert (result.epochs, result.full_epochs) == (71, 300)
+    assert result.value == result.best == max(curve[-1] for curve in curves)
+    assert replay(curves, Halving(), 1) == replay(curves, Halving(), 1), "the same seed must give the same"
+    assert replay([[-v for v in c] for c in curves], Halving(), maximize=False).value == -result.value
+
+
+def test_a_replay_loses_to_a_late_bloomer_and_says_so() -> None:
+    early = [[0.6] * 10 for _ in range(29)]
+    late = [0.1] * 9 + [0.99]
+    result = replay([*early, late], Halving())
+    assert result.value == 0.6
+    assert result.best == 0.99
