@@ -18,26 +18,26 @@ _SECRET_VARIABLE = re.compile(
 _SHORTEST = 6  # characters; a shorter value ("1", "yes", "true") would blot out innocent text everywhere
 
 # Each pattern keeps its groups "before" and "after" (where it has them) and hides what lies between. None of them
-# begins with a repetition, so that megabytes pass in a fraction of a second.
+# begins with a repetition, and every repetition is bounded: no text makes them slow.
 _PATTERNS = tuple(
     re.compile(pattern)
     for pattern in (
         # scheme://user:password@host and scheme://token@host: everything before the last @ of the authority;
         # with a colon, also a password that holds / ? or # against the rules
-        r"(?P<before>://)(?:[^\s/?#'\"<>]+|[^\s/:@'\"<>]+:[^\s@'\"<>]+)(?P<after>@)",
+        r"(?P<before>://)(?:[^\s/?#'\"<>]{1,999}|[^\s/:@'\"<>]{1,99}:[^\s@'\"<>]{1,999})(?P<after>@)",
         # ?access_token=... &sig=... in a query string
         r"(?i)(?P<before>[?&;][\w.-]{0,40}?(?:" + _SECRET_NAME + r"|key|auth|sig|signature|pass|pwd)=)[^&\s'\"#;]+",
-        r"(?i)(?P<before>\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{16,}",
+        r"(?i)(?P<before>\b(?:bearer|basic)\s{1,9})[A-Za-z0-9._~+/=-]{16,}",
         # name = "literal", "name": "literal", in code, JSON, YAML or TOML
-        r"(?i)(?P<before>" + _SECRET_NAME + r"[\w.-]*['\"]?\s*[:=]\s*(?P<quote>['\"]))"
-        r"(?:(?!(?P=quote)).){4,}(?P<after>(?P=quote))",
+        r"(?i)(?P<before>" + _SECRET_NAME + r"[\w.-]{0,40}['\"]?\s{0,9}[:=]\s{0,9}(?P<quote>['\"]))"
+        r"(?:(?!(?P=quote)).){4,4000}(?P<after>(?P=quote))",
         # NAME=value, as in a .env file or a shell line
-        r"(?P<before>(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]*=)[^\s'\"&]{4,}",
+        r"(?P<before>(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)[A-Z0-9_]{0,40}=)[^\s'\"&]{4,}",
         r"\b(?:gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|xox[abprs]-[\w-]{10,}|hf_[A-Za-z0-9]{20,})",
         r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
         r"\bsk-[A-Za-z0-9_-]{20,}",
-        r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}",  # JSON web token
-        r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+        r"\beyJ[\w-]{8,4000}\.[\w-]{8,4000}\.[\w-]{8,4000}",  # JSON web token
+        r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)",
     )
 )
 
