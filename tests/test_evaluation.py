@@ -76,9 +76,11 @@ def test_a_failing_batch_still_leaves_the_training_mode(model: FaceCNN, monkeypa
 
 def test_batches_and_company_do_not_change_a_score(model: FaceCNN) -> None:
     split = make_split()
+    with torch.no_grad():
+        model.fc2.weight.mul_(20)  # a network that is sure of itself shows differences that others hide
     whole = predict(model, split).scores
-    for size in (1, 3, 5):
-        assert np.abs(predict(model, split, batch_size=size).scores - whole).max() < 1e-6, f"batches of {size}"
+    for size in (1, 2, 3, 5, 8):
+        assert np.abs(predict(model, split, batch_size=size).scores - whole).max() < 1e-7, f"batches of {size}"
     assert np.abs(Detector(model=model, settings={}).score(split.pixels) - whole).max() < 1e-6, (
         "the saved detector differs"
     )
