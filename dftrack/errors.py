@@ -65,6 +65,10 @@ class Interrupted(Exception):  # noqa: N818 - not an error: a request, carried o
         self.exit_code = exit_code
 
 
+class Abandoned(Exception):  # noqa: N818 - not an error: news
+    """Somebody else does this work now: drop it, and leave its run and its files as they are."""
+
+
 def require(condition: bool, message: str, hint: str = "") -> None:
     """Raise SettingError(message, hint) unless `condition` holds."""
     if not condition:

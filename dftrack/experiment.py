@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from dftrack.config import INCIDENTAL, Config, Value, flatten
 from dftrack.data.batches import Batches
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import DftrackError, Interrupted, StoreError, TrainingError
+from dftrack.errors import Abandoned, DftrackError, Interrupted, StoreError, TrainingError
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
@@ -121,6 +121,8 @@ def run_experiment(
             end = yield from training.go(run, plan, stop)
             if end:
                 run.finish("KILLED", end=end)
+                if end != "paused":
+                    forget(store, name)
                 yield Result(run.run_id, end, None, tuple(training.state.history))
                 return
             yield Stage("judging the model", 0, 0)
@@ -132,9 +134,15 @@ def run_experiment(
                 keep_model=plan.keep_model,
             )
             run.finish("FINISHED", end="complete")
-            training.checkpoints.remove()
-            (folder / "run.json").unlink(missing_ok=True)
+            forget(store, name)
             yield Result(run.run_id, "complete", final, tuple(training.state.history))
+
+
+def forget(store: Path, name: str) -> None:
+    """Remove what an experiment that has ended kept to go on: its checkpoints and the key of its run."""
+    folder = store / "checkpoints" / name
+    Checkpoints(folder, every_seconds=0).remove()
+    (folder / "run.json").unlink(missing_ok=True)
 
 
 class Training:
@@ -168,13 +176,16 @@ class Training:
             if isinstance(event, Epoch):
                 run.log_epoch(event.number, event.metrics)
             yield event
-            if isinstance(event, Epoch) and (end := plan.go_on(event)):
-                self.checkpoints.save(self.state)
-                return end
-            self.checkpoints.save_if_due(self.state)
-            if stop.exit_code is not None:
-                self.checkpoints.save(self.state)
+            try:
+                if isinstance(event, Epoch) and (end := plan.go_on(event)):
+                    if end == "paused":
+                        self.checkpoints.save(self.state)
+                    return end
                 stop.check()
+            except Interrupted:
+                self.checkpoints.save(self.state)
+                raise
+            self.checkpoints.save_if_due(self.state)
         return ""
 
     def _restored(self, precision: str) -> State:
@@ -199,12 +210,13 @@ def _identity(config: Config, data: DataSet, device: str, precision: str) -> str
 
 
 def _code_digest() -> str:
+    """Names the code that decides numbers: a change in it makes another experiment. 16 hex characters."""
     digest = hashlib.sha256()
     for package in ("dftrack.learning", "dftrack.data"):
         for file in sorted(resources.files(package).iterdir(), key=lambda entry: entry.name):
             if file.name.endswith(".py"):
                 digest.update(file.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -233,7 +245,7 @@ def _start_run(
     """The run this experiment was begun in, or a new one. Its key is on disk before the tracker hears of it."""
     note = folder / "run.json"
     if not note.exists():
-        write_text(note, json.dumps({"key": uuid.uuid4().hex}))
+        write_text(note, json.dumps({"key": plan.key or uuid.uuid4().hex}))
     run = tracker.start_run(
         plan.name,
         key=json.loads(note.read_text())["key"],
@@ -250,13 +262,14 @@ def _closing(run: Run, folder: Path) -> Iterator[None]:
     """Close the run as what it is if the block does not end well; nothing stays RUNNING, nothing fails unexplained."""
     try:
         yield
+    except Abandoned:
+        raise
     except (Interrupted, KeyboardInterrupt, GeneratorExit) as error:
         run.finish("KILLED", end="interrupted", reason=str(error) or "stopped on request")
         raise
     except BaseException as error:
         failure = _explained(error)
-        (folder / "run.json").unlink(missing_ok=True)  # the next attempt is a run of its own
-        Checkpoints(folder, every_seconds=0).remove()
+        forget(folder.parents[1], folder.name)  # the next attempt is a run of its own
         run.finish("FAILED", end="failed", reason=str(failure), trace=traceback.format_exc())
         if failure is error:
             raise

@@ -160,4 +160,4 @@ def _record_model(run: Run, trained: Trained, reports: Sequence[Report]) -> str:
         folder = Path(name)
         Detector(model=trained.model, settings=flatten(trained.config), device=trained.device).save(folder)
         metrics = {name: value for found in reports for name, value in flat_metrics(found).items()}
-        return run.log_model(folder, metrics)
+        return run.log_model(folder, metrics, step=len(trained.history))

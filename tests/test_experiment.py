@@ -79,7 +79,8 @@ def test_the_predictions_of_the_recorded_model_are_the_recorded_predictions(face
 
     result = finish(small(faces), store)
     tracker = open_tracker(store)
-    rows = list(csv.DictReader(tracker.download(result.run_id, "predictions/test-dev.csv").open()))
+    text = tracker.download(result.run_id, "predictions/test-dev.csv").read_text()
+    rows = list(csv.DictReader(text.splitlines()))
     detector = Detector.load(tracker.detector_folder(result.run_id))
     judged = list(detector.judge([faces / row["picture"] for row in rows]))
     assert len(rows) == 16
