@@ -2,13 +2,13 @@
 
 import math
 import os
-import random
 import signal
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
+from dftrack.errors import Interrupted
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.file import parse_study
 from dftrack.study.fingerprint import Fingerprint, fingerprint
@@ -94,18 +94,25 @@ def work(study: OpenStudy, design: StudyDefinition, folder: Path, **options: obj
     )
 
 
-def main(place: str, folder: str, workers: str, trials: str, seconds: str) -> None:
+def die(job: Job, emit: Emit) -> Outcome:
+    """A training that takes its process with it, whatever the trial."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome("paused")
+
+
+def main(place: str, folder: str, workers: str, seconds: str) -> None:
     """`python standins.py`: the command of a user, with stand-ins, in a process that a test may kill."""
     from dftrack.study.workers import run_workers
 
-    random.seed()
     design = definition()
-    study = opened(place, design, trials=int(trials))
+    study = opened(place, design)
     notes = Path(folder) / "notes"
     notes.mkdir(parents=True, exist_ok=True)
-    print(
-        run_workers(work(study, design, Path(folder), notes=str(notes), seconds=float(seconds)), int(workers), gpus=())
-    )
+    job = work(study, design, Path(folder), notes=str(notes), seconds=float(seconds))
+    try:
+        run_workers(job, int(workers), gpus=())
+    except Interrupted as request:
+        sys.exit(request.exit_code)
 
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def test_one_worker_is_given_the_same_trials_again(template: Path, tmp_path: Pat
     found = []
     for name in ("a", "b"):
         path = Path(shutil.copy(template, tmp_path / f"{name}.db"))
-        opened = standins.opened(path, standins.definition(), trials=14)
+        opened = standins.opened(path, standins.definition(), trials=12)
         finish_all(queue(opened, lives, tmp_path))
         found.append([record.params for record in records(opened)])
     assert found[0] == found[1]
@@ -337,12 +337,12 @@ def test_a_small_space_is_tried_point_by_point_without_repeats(
 def test_a_paused_trial_teaches_the_sampler_instead_of_counting_as_bad(
     place: Path, tmp_path: Path, lives: list[Life]
 ) -> None:
-    opened = standins.opened(place, standins.definition(), trials=40)
+    opened = standins.opened(place, standins.definition(), trials=26)
     mine = queue(opened, lives, tmp_path)
-    for _ in range(40):
+    for _ in range(26):
         do(mine, mine.next_job())
     found = [record.curve[1] for record in records(opened)]
-    assert sum(found[25:40]) / 15 > sum(found[1:11]) / 10, "TPE must have learnt from one-epoch values"
+    assert sum(found[16:26]) / 10 > sum(found[1:11]) / 10, "TPE must have learnt from one-epoch values"
 
 
 def test_an_interrupted_trial_is_taken_up_before_anything_new(place: Path, tmp_path: Path, lives: list[Life]) -> None:
