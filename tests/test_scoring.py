@@ -185,3 +185,17 @@ def test_a_failure_while_a_model_is_logged_leaves_no_half_model(
         tracker.detector_folder(run.run_id)
     assert run.log_model(saved, {"a": math.nan}).startswith("models:/m-")
     assert tracker.detector_folder(run.run_id).is_dir()
+
+
+def test_artifacts_and_models_travel_where_the_store_is_not_a_local_folder(
+    tracker: Tracker, run: Run, saved: Path, detector: Detector, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("dftrack.tracking", "dftrack.logged_model"):
+        monkeypatch.setattr(f"{module}.local_path", lambda uri: None)  # as with a server's or a bucket's address
+    run.log_text("hello", "deep/er/a.txt")
+    run.log_bytes(b"\x89PNG", "top.png")
+    assert tracker.download(run.run_id, "deep/er/a.txt").read_text() == "hello"
+    assert tracker.download(run.run_id, "top.png").read_bytes() == b"\x89PNG"
+    run.log_model(saved, {"a": 1.0})
+    fetched = Detector.load(tracker.detector_folder(run.run_id))
+    assert list(fetched.judge(pictures)) == list(detector.judge(pictures))

@@ -2,10 +2,13 @@
 
 import os
 import re
+import shutil
 import socket
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +17,43 @@ from browser import chromium, loaded_pictures, open_browser, save_screenshot
 from PIL import Image
 
 from dftrack.errors import StoreError
-from dftrack.tracking import Run, open_tracker, serve_ui
+from dftrack.tracking import Page, Run, open_tracker, serve_ui
 
 SHOTS = os.environ.get("SCREENSHOTS")  # a folder that keeps the screenshots
 
 
+@dataclass(frozen=True)
+class Served:
+    """A store and its running page."""
+
+    store: Path
+    ui: Page
+    taken: int  # the port asked for, which somebody else has
+
+
+@pytest.fixture(scope="module")
+def served(template_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """One page for all tests here: it takes 5 to 12 s to start. In the end nothing of it may stay behind."""
+    store = tmp_path_factory.mktemp("served") / "store"
+    store.mkdir()
+    shutil.copy2(template_store / "mlflow.db", store)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with serve_ui(store, port=port) as ui:
+            yield Served(store, ui, port)
+    assert ui.process_group
+    deadline = time.monotonic() + 10
+    while members(ui.process_group) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not members(ui.process_group), "processes of the page stay behind"
+
+
 @pytest.fixture
-def recorded(store: Path, tmp_path: Path) -> Run:
+def recorded(served: Served, tmp_path: Path) -> Run:
     """A finished run with a picture of 123 x 45 pixels, a table, a diff and a data set."""
-    run = open_tracker(store).start_run("baseline", key="a", settings={"train.epochs": 2}, tags={"user": "somebody"})
+    run = open_tracker(served.store).start_run(
+        "baseline", key="a", settings={"train.epochs": 2}, tags={"user": "me too"}
+    )
     pixels = np.random.default_rng(0).integers(0, 255, (45, 123, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     for epoch in (1, 2):
@@ -31,22 +62,21 @@ def recorded(store: Path, tmp_path: Path) -> Run:
     run.log_table(
         {"picture": [f"val/{i}.jpg" for i in range(2000)], "score": [i / 2000 for i in range(2000)]}, "val.csv"
     )
-    run.log_text("+a changed line", "uncommitted.diff")
+    run.log_text("+a changed line", "uncommitted.diff.txt")  # the page shows no .diff
     run.log_dataset("faces", "0123456789abcdef" * 2, {"train": {"real": 3, "fake": 4}}, ["train"])
     run.finish("FINISHED")
     return run
 
 
 @pytest.mark.browser
-def test_the_page_shows_pictures_tables_and_the_data_set(store: Path, recorded: Run, tmp_path: Path) -> None:
+def test_the_page_shows_pictures_tables_texts_and_the_data_set(served: Served, recorded: Run, tmp_path: Path) -> None:
     chromium()
     shots = Path(SHOTS) if SHOTS else tmp_path
-    with serve_ui(store) as ui, open_browser() as page:
-        address = ui.run_url(recorded.record.experiment_id, recorded.run_id)
+    with open_browser() as page:
+        address = served.ui.run_url(recorded.record.experiment_id, recorded.run_id)
         page.goto(address)
-        page.get_by_text("faces (0123456789abcdef0123456789abcdef)").first.wait_for()
-        page.get_by_text("Finished").first.wait_for()
-        page.get_by_text("somebody").first.wait_for()
+        for text in ("faces (0123456789abcdef0123456789abcdef)", "Finished", "me too"):
+            page.get_by_text(text).first.wait_for()
         save_screenshot(page, shots / "run.png")
         page.goto(f"{address}/artifacts")
         page.get_by_text("grad-cam").first.click()
@@ -57,8 +87,8 @@ def test_the_page_shows_pictures_tables_and_the_data_set(store: Path, recorded: 
         page.get_by_text("val.csv").first.click()
         page.get_by_text("val/0.jpg").first.wait_for()
         save_screenshot(page, shots / "table.png")
-        page.get_by_text("uncommitted.diff").first.click()
-        save_screenshot(page, shots / "diff.png")
+        page.get_by_text("uncommitted.diff.txt").first.click()
+        page.get_by_text("+a changed line").first.wait_for()
     assert (shots / "picture.png").stat().st_size > 10_000
 
 
@@ -84,24 +114,38 @@ def status_for(url: str, host: str) -> int:
         return error.code
 
 
-def test_the_page_is_small_answers_to_its_own_names_only_and_ends_whole(store: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with serve_ui(store, port=port) as ui:
-            served = int(re.findall(r"\d+", ui.url)[-1])
-            assert served != port, "a taken port was taken again"
-            group = ui.process_group
-            assert group is not None
-            assert 1 <= len(members(group)) <= 4, f"{len(members(group))} processes serve one page"
-            address = f"{ui.url}/api/2.0/mlflow/experiments/search?max_results=1"
-            assert status_for(address, f"127.0.0.1:{served}") == 200
-            assert status_for(address, f"10.evil.example:{served}") == 403, "DNS rebinding is let in"
-            command = Path(f"/proc/{group}/cmdline").read_text()
-            assert "mlflow.db" not in command, "the store's address (which may hold a password) is open to every user"
-    deadline = time.monotonic() + 10
-    while members(group) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not members(group), "processes of the page stay behind"
+def test_the_page_is_small_and_answers_to_its_own_names_only(served: Served) -> None:
+    port = int(re.findall(r"\d+", served.ui.url)[-1])
+    group = served.ui.process_group
+    assert port != served.taken, "a taken port was taken again"
+    assert group is not None
+    assert 1 <= len(members(group)) <= 4, f"{len(members(group))} processes serve one page"
+    address = f"{served.ui.url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert status_for(address, f"127.0.0.1:{port}") == 200
+    assert status_for(address, f"10.evil.example:{port}") == 403, "DNS rebinding is let in"
+    command = Path(f"/proc/{group}/cmdline").read_text()
+    assert "mlflow.db" not in command, "the store's address (which may hold a password) is open to every user"
+
+
+def test_a_run_is_recorded_through_a_server_as_well(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", served.ui.url)
+    tracker = open_tracker(tmp_path)
+    run = tracker.start_run("remote", key="remote", settings={"train.epochs": 1}, tags={"user": "me"})
+    assert run.log_epoch(1, {"train/loss": 0.5, "val/roc_auc": None})
+    run.log_text("hello", "a.txt")
+    run.log_dataset("faces", "0" * 32, {"train": {"real": 3, "fake": 4}})
+    run.finish("KILLED", end="pruned")
+    assert capsys.readouterr().out == "", "MLflow writes between the lines of --json"
+    again = tracker.start_run("remote", key="remote", settings={"train.epochs": 1}, tags={})
+    assert again.run_id == run.run_id and not again.log_epoch(1, {"train/loss": 0.5})
+    found = tracker.find_run(run.run_id[:10])
+    assert (found.metrics["train/loss"], found.tags["dftrack.undefined"]) == (0.5, "val/roc_auc@1")
+    assert tracker.download(run.run_id, "a.txt").read_text() == "hello"
+    assert not (tmp_path / "mlflow.db").exists(), "a local database was made beside the server's"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert open_tracker(served.store).find_run(run.run_id).name == "remote"
 
 
 def test_a_store_that_is_unfit_is_said_before_a_server_starts(tmp_path: Path) -> None:
