@@ -73,7 +73,7 @@ def fetch(client: MlflowClient, run_id: str) -> Path | None:
     target = Path(tempfile.mkdtemp(prefix="dftrack-model-"))
     return Path(
         mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{model.model_uri}/{FOLDER}", dst_path=str(target), tracking_uri=client.tracking_uri
+            artifact_uri=f"{model.artifact_location}/{FOLDER}", dst_path=str(target), tracking_uri=client.tracking_uri
         )
     )
 
