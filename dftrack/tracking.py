@@ -21,7 +21,7 @@ from dftrack.store import Connection, Store, connect, experiment_id, local_path,
 # isort: split
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
 
 from dftrack import logged_model
@@ -157,6 +157,28 @@ class Tracker:
             history = self._client.get_metric_history(run_id, EPOCH_METRIC)
         return Run(self._connection, self.find_run(run_id), {metric.step for metric in history})
 
+    def open_run(self, run_id: str) -> "Run":
+        """The run as it is, to mend its record: it is not RUNNING again, and epochs are recorded over what is there."""
+        return Run(self._connection, self.find_run(run_id))
+
+    def close_run(self, run_id: str, status: str, *, end: str = "", reason: str = "", trace: str = "") -> None:
+        """Bring a run, in whatever state it is, to the end `Run.finish` would give it; an older reason goes."""
+        run = self.open_run(run_id)
+        if REASON_TAG in run.record.tags and not reason:
+            with speaking(self._connection.uri):
+                self._client.delete_tag(run_id, REASON_TAG)
+        run.finish(status, end=end, reason=reason, trace=trace)
+
+    def delete_run(self, run_id: str) -> None:
+        """Mark a run as deleted: nothing finds it any more, nothing of it is lost, `restore_run` brings it back."""
+        with speaking(self._connection.uri):
+            self._client.delete_run(run_id)
+
+    def restore_run(self, run_id: str) -> None:
+        """Bring back a run that was marked as deleted, here or in the MLflow page."""
+        with speaking(self._connection.uri):
+            self._client.restore_run(run_id)
+
     def find_run(self, run_id: str) -> RunRecord:
         """The run with this id, or the one whose id begins so. Raises StoreError if there is none, or more than one."""
         wanted = run_id.strip().lower()
@@ -186,22 +208,27 @@ class Tracker:
         status: str | None = None,
         parent: str | None = None,
         limit: int | None = None,
+        deleted: bool = False,
     ) -> list[RunRecord]:
-        """Runs that have all of these tags, this status, this parent; the latest first."""
+        """Runs that have all of these tags, this status, this parent; the latest first.
+
+        deleted: those marked as deleted, instead of the others.
+        """
         wanted = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
         conditions = [f"tags.`{_PAGE_TAGS.get(name, name)}` = {_quoted(value)}" for name, value in wanted.items()]
         if status:
             conditions.append(f"attributes.status = {_quoted(status)}")
-        return self._search(" and ".join(conditions), limit)
+        return self._search(" and ".join(conditions), limit, deleted=deleted)
 
-    def _search(self, conditions: str, limit: int | None) -> list[RunRecord]:
+    def _search(self, conditions: str, limit: int | None, *, deleted: bool = False) -> list[RunRecord]:
+        view = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         found: list[RunRecord] = []
         token = None
         while True:
             size = min(1000, limit - len(found)) if limit else 1000
             with speaking(self._connection.uri):
                 page = self._client.search_runs(
-                    [self.experiment_id], conditions, max_results=size, page_token=token,
+                    [self.experiment_id], conditions, run_view_type=view, max_results=size, page_token=token,
                     order_by=["attributes.start_time DESC"],
                 )  # fmt: skip
             found += [_record(run) for run in page]

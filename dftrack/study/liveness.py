@@ -78,6 +78,20 @@ class Watch:
         self._seen[record.number, claim.token] = (beat, since)
         return now - since > self._grace
 
+    def silence(self, record: Record) -> float:
+        """Seconds since `is_dead` saw a new sign of life of a claimed trial's owner: 0 if its lock is held.
+
+        Of a worker on another machine it is 0 at the first look, too: only looking again can tell.
+        """
+        claim = record.claim
+        assert claim is not None
+        life = Path(claim.life)
+        if claim.machine == self._machine and life.exists() and not is_free(life):
+            return 0.0
+        now = time.monotonic()
+        _, since = self._seen.get((record.number, claim.token), ("", now))
+        return now - since
+
 
 class Heart(threading.Thread):
     """Counts up a sign of life while a trial is worked on. No failing storage stops it."""
