@@ -21,7 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Prepare and check data sets.", no_args_is_help=True, rich_markup_mode=None)
+study_app = typer.Typer(help="Search the settings: a study that survives anything.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
 
 Store = Annotated[
     Path,
@@ -110,13 +112,18 @@ def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
     """The baseline's settings with the command line's on top."""
     from dftrack.config import Config, vary
 
+    return vary(Config(), {**shorthand, **_pairs(settings)})
+
+
+def _pairs(settings: list[str]) -> "dict[str, Value]":
+    """What `--set NAME=VALUE` said, by name."""
     pairs: dict[str, Value] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"--set wants NAME=VALUE, got {text!r}", "for example --set model.dropout=0.3")
         pairs[name.strip()] = value.strip()
-    return vary(Config(), {**shorthand, **pairs})
+    return pairs
 
 
 def _run(config: "Config", store: Path) -> "Result":
@@ -125,7 +132,7 @@ def _run(config: "Config", store: Path) -> "Result":
 
     tune_allocator()
     from dftrack.experiment import Result, run_experiment
-    from dftrack.render import Screen
+    from dftrack.screens import Screen
 
     with catch_stop_requests() as stop, Screen() as screen:
         for event in run_experiment(config, store, stop=stop, watch=screen.show):
@@ -198,8 +205,9 @@ def data_check(
     from dftrack.data.audit import audit, blocking
     from dftrack.data.sources import find_pictures
     from dftrack.errors import DataError
+    from dftrack.screens import Screen
 
-    with render.Screen() as screen:
+    with Screen() as screen:
         listing = find_pictures(path, store, screen.advance)
         found = audit(listing, thorough=True, progress=screen.advance)
     if as_json:
@@ -220,10 +228,11 @@ def data_prepare(
     """Cut the faces out of the OpenForensics scenes, with masks and a manifest. Can be stopped and continued."""
     from dftrack import render
     from dftrack.data.openforensics import prepare
+    from dftrack.screens import Screen
 
     if kind != "openforensics":
         raise SettingError(f"there is no way to prepare {kind!r}", "known: openforensics")
-    with render.Screen() as screen:
+    with Screen() as screen:
         made = prepare(
             source, out, progress=lambda done, total: screen.advance("cutting faces out of scenes", done, total)
         )
@@ -231,3 +240,127 @@ def data_prepare(
         render.print_json(dataclasses.asdict(made))
     else:
         render.show_prepared(made)
+
+
+StudyFile = Annotated[
+    str, typer.Option("--study", help="A study file (.toml), or the name of one: default, rich, grid.")
+]
+Database = Annotated[
+    str, typer.Option("--storage", help="Optuna storage: a path or postgresql://... [optuna.db in the store].")
+]
+
+
+@study_app.callback(
+    invoke_without_command=True,
+    epilog="Example: dftrack study --trials 30 --workers 2. The same command goes on with a study that was stopped.",
+)
+def study(
+    context: typer.Context,
+    trials: Annotated[int | None, typer.Option(help="How many trials there are in the end [30].")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train trials at the same time.")] = 1,
+    study_file: StudyFile = "default",
+    data: Annotated[str | None, typer.Option(help="'sample', a folder, or a manifest.csv [sample].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is trained to the end [10].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 [auto].")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting that all trials share.")
+    ] = None,
+    storage: Database = "",
+    new: Annotated[bool, typer.Option("--new", help="Start a fresh study beside the one of this name.")] = False,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Search the settings; train the winner again with other seeds, and only then open the test splits."""
+    if context.invoked_subcommand is not None:
+        return
+    from dftrack.study.definition import check_trials, find_study_file
+    from dftrack.study.file import read_study
+
+    if trials is not None:
+        check_trials(trials)
+    shorthand = {"data.source": data, "train.epochs": epochs, "train.device": device, "train.precision": precision}
+    changes = {name: value for name, value in shorthand.items() if value is not None} | _pairs(settings or [])
+    definition = read_study(find_study_file(study_file)).revised(changes)
+
+    from dftrack.runtime import catch_stop_requests, tune_allocator
+
+    tune_allocator()
+    from dftrack import render
+    from dftrack.screens import StudyScreen
+    from dftrack.study.session import Request, run_study
+
+    request = Request(
+        definition=definition, store=store, storage=storage, trials=trials, workers=workers, new=new
+    )  # fmt: skip
+    with catch_stop_requests() as stop, StudyScreen(definition) as screen:
+        outcome = run_study(request, screen.show, stop)
+    if as_json:
+        render.print_json(outcome.plain())
+        return
+    render.show_study(outcome.summary)
+    where = "" if store == STORE else f" --store {store}"
+    render.say(f"run {outcome.run_id} holds the report, every trial and the plots:  dftrack ui{where}")
+
+
+@study_app.command("status", epilog="Example: dftrack study status --study default")
+def study_status(
+    study_file: StudyFile = "default",
+    storage: Database = "",
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """How far a study is: trials, epochs, workers alive, the best so far. Only reads."""
+    from dftrack import render
+    from dftrack.study.definition import find_study_file
+    from dftrack.study.file import read_study
+    from dftrack.study.opening import latest
+    from dftrack.study.status import status
+    from dftrack.study.storage import Storage
+    from dftrack.tracking import open_tracker
+
+    definition = read_study(find_study_file(study_file))
+    opened = latest(Storage(_existing(storage or store / "optuna.db")), definition.name)
+    found = status(opened, definition, open_tracker(store))
+    if as_json:
+        render.print_json(dataclasses.asdict(found))
+    else:
+        render.show_status(found, definition.metric)
+
+
+@app.command(epilog="Example: dftrack doctor --fix. Exit code 1 if something is left that is not as it should be.")
+def doctor(
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what can be mended, from what Optuna says.")] = False,
+    storage: Database = "",
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Compare Optuna with MLflow: zombies, doubles, missing runs, wrong states, checkpoints left behind."""
+    from dftrack import render
+    from dftrack.study import doctor as clinic
+    from dftrack.study.storage import Storage
+    from dftrack.tracking import open_tracker
+
+    place = storage or store / "optuna.db"
+    tracker = open_tracker(store)
+    studies = clinic.studies_in(Storage(place)) if storage or Path(place).exists() else ()
+    found = clinic.examine(tracker, studies)
+    mended = clinic.fix(found, tracker, studies) if fix else ()
+    left = [finding for finding in found if not fix or not finding.mend]
+    if as_json:
+        render.print_json(
+            {"found": [dataclasses.asdict(f) for f in found], "mended": [dataclasses.asdict(f) for f in mended]}
+        )
+    else:
+        render.show_findings(found, mended)
+    if left:
+        raise typer.Exit(1)
+
+
+def _existing(place: str | Path) -> str | Path:
+    """A storage to look at; a file that is not there is no study, and is not made."""
+    from dftrack.errors import StoreError
+
+    if "://" not in str(place) and not Path(place).exists():
+        raise StoreError(f"there is no {place}, so no study yet", "start one: dftrack study --trials 30")
+    return place

@@ -6,7 +6,7 @@ A part of the door to MLflow: only `tracking` calls it.
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dftrack.store import local_path
 import mlflow.pyfunc
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
@@ -33,8 +34,8 @@ REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  
 GREY_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="
 
 
-def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, tuple[float, int]]) -> str:
-    """Log the detector in `folder` as an output of the run; returns its URI. metrics: name -> (value, time in ms)."""
+def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, tuple[float, int, int]]) -> str:
+    """Log the detector in `folder` as an output of the run; returns its URI. metrics: name -> (value, time in ms, step)."""
     assert all((folder / file).is_file() for file in FILES), f"no detector was saved in {folder}"
     digest = sha256(folder / FILES[0])
     if (known := _ready(client, run_id, digest)) is not None:
@@ -52,8 +53,8 @@ def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, t
             _save(place, folder, model, run_id)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         values = [
-            Metric(name, value, stamp, 0, model_id=model.model_id, run_id=run_id)
-            for name, (value, stamp) in metrics.items()
+            Metric(name, value, stamp, step, model_id=model.model_id, run_id=run_id)
+            for name, (value, stamp, step) in metrics.items()
         ]
         client.log_batch(run_id, metrics=values)
         client.finalize_logged_model(model.model_id, "READY")
@@ -78,9 +79,23 @@ def fetch(client: MlflowClient, run_id: str) -> Path | None:
     )
 
 
+def drop(client: MlflowClient, run_id: str) -> bool:
+    """Delete the models that a run logged: their files where they are local, and their entries. False if none was."""
+    dropped = False
+    while (model := _ready(client, run_id)) is not None:
+        if place := local_path(model.artifact_location):
+            shutil.rmtree(place, ignore_errors=True)
+        client.delete_logged_model(model.model_id)
+        dropped = True
+    return dropped
+
+
 def _ready(client: MlflowClient, run_id: str, digest: str | None = None) -> LoggedModel | None:
     outputs = client.get_run(run_id).outputs
-    models = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else [])]
+    models = []
+    for output in outputs.model_outputs if outputs else []:
+        with suppress(MlflowException):  # one that was dropped
+            models.append(client.get_logged_model(output.model_id))
     ready = [
         model
         for model in models

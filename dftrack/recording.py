@@ -22,6 +22,8 @@ from dftrack.learning.model import FaceCNN, normalise
 from dftrack.runtime import provenance
 from dftrack.tracking import Run
 
+TESTS_OPENED = "dftrack.tests_opened"  # tag of a run that scored test splits: which
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
@@ -91,6 +93,8 @@ def record_start(run: Run, data: DataSet) -> None:
 def evaluate_and_record(run: Run, trained: Trained, *, tests: bool, pictures: bool, keep_model: bool) -> Final:
     """Score val (and, if `tests`, the test splits); record numbers, every prediction, and what else is asked for."""
     names = ["val", *(trained.data.test_splits if tests else ())]
+    if tests:  # said before it is done: an opening that is then interrupted is an opening
+        run.set_tags({TESTS_OPENED: ", ".join(trained.data.test_splits)})
     predictions = [predict(trained.model, trained.data.splits[name], device=trained.device) for name in names]
     reports = tuple(report(found) for found in predictions)
     curves = set(trained.history[-1])  # these have a point for each epoch, and the last one is this value

@@ -1,20 +1,20 @@
-"""Results -> the terminal: progress, tables and messages. The only module that prints."""
+"""Results -> the terminal: tables and messages. Only this module and `screens` (what moves) print."""
 
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from dftrack.data.audit import Audit
 from dftrack.data.openforensics import Prepared
 from dftrack.errors import DftrackError, Interrupted
-from dftrack.experiment import Event, Notice, Result, Stage, Started
-from dftrack.learning.training import Epoch, Step
+from dftrack.study.case import Finding
+from dftrack.study.naming import trial_name
+from dftrack.study.report import StudySummary, cost, ranking, verdict
+from dftrack.study.status import StudyStatus
+from dftrack.study.verdict import spread
 
 SHOWN = {  # metric -> heading; the rest is in MLflow
     "accuracy": "accuracy",
@@ -40,98 +40,6 @@ def print_json(value: object) -> None:
     """One JSON object on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False, default=str) + "\n")
     sys.stdout.flush()
-
-
-class Screen:
-    """Shows the events of an experiment on standard error: a live bar on a terminal, a line per epoch elsewhere."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._live = self.console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self._live,
-        )
-        self._stage = self._progress.add_task("", total=None, detail="", visible=False)
-        self._training = self._progress.add_task("", total=None, detail="", visible=False)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def show(self, event: Event) -> None:
-        """Bring the screen up to date."""
-        match event:
-            case Stage():
-                self._show_stage(event)
-            case Started():
-                self._show_start(event)
-            case Notice():
-                self.console.print(f"[yellow]note:[/] {event.text}")
-            case Step():
-                self._show_step(event)
-            case Epoch():
-                self._show_epoch(event)
-            case Result():
-                self._progress.update(self._stage, visible=False)
-
-    def advance(self, what: str, done: int, total: int) -> None:
-        """Show how far some preparation is."""
-        self._show_stage(Stage(what, done, total))
-
-    def _show_stage(self, stage: Stage) -> None:
-        finished = stage.total > 0 and stage.done >= stage.total
-        self._progress.update(
-            self._stage,
-            description=stage.what,
-            completed=stage.done,
-            total=stage.total or None,
-            visible=not finished,
-        )
-
-    def _show_start(self, started: Started) -> None:
-        data, train = started.data, started.config.train
-        counts = ", ".join(f"{name} {sum(of.values()):,}" for name, of in data.counts().items())
-        self.console.print(f"data      {data.source}: {counts} pictures at {data.image_size} px")
-        for bad in data.unreadable[:5]:
-            self.console.print(f"[yellow]left out[/]  {bad.name}: {bad.reason}")
-        if len(data.unreadable) > 5:
-            self.console.print(f"          and {len(data.unreadable) - 5} more that cannot be read")
-        self.console.print(f"training  {train.epochs} epochs on {started.device} in {started.precision}")
-        going_on = started.epoch > 1 or started.step > 0
-        where = f", going on at epoch {started.epoch}, step {started.step + 1}" if going_on else ""
-        self.console.print(f"run       {started.run_id}{where}")
-
-    def _show_step(self, step: Step) -> None:
-        loss = "" if step.loss is None else f"loss {step.loss:.4f}  "
-        self._progress.update(
-            self._training,
-            description=f"epoch {step.epoch}/{step.epochs}",
-            completed=(step.epoch - 1) * step.steps + step.step,
-            total=step.epochs * step.steps,
-            detail=f"{loss}{step.images_per_second:.0f} images/s",
-            visible=True,
-        )
-
-    def _show_epoch(self, epoch: Epoch) -> None:
-        m = epoch.metrics
-        self.console.print(
-            f"epoch {epoch.number:>3}  train loss {number(m['train/loss'])}  val loss {number(m['val/loss'])}"
-            f"  accuracy {number(m['val/accuracy'], 3)}  AUC {number(m['val/roc_auc'], 3)}"
-            f"  {number(m['time/epoch_seconds'], 1)} s"
-        )
 
 
 def show_results(
@@ -214,3 +122,91 @@ def _out() -> Console:
     """Standard output; wide enough for a table when it is not a terminal."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def show_study(summary: StudySummary) -> None:
+    """The best trials, the winner's final trainings, and whether it beats the baseline."""
+    definition, ranked, spent = (
+        summary.definition,
+        ranking(summary.records, summary.definition.direction),
+        cost(summary),
+    )
+    rows = [
+        (str(r.number), number(r.value), str(r.epoch), trial_name(r.number, r.params).partition(": ")[2])
+        for r in ranked[:10]
+    ]
+    show_table(
+        f"Study {summary.name}: trials trained to the end", ["trial", definition.metric, "epochs", "settings"], rows
+    )
+    finals = [
+        (str(final.seed), number(final.val), *(number(m.get("roc_auc")) for m in final.tests.values()))
+        for final in summary.finals
+    ]
+    if summary.finals:
+        mean = spread([final.val for final in summary.finals])
+        assert mean is not None
+        tests = list(summary.finals[0].tests)
+        finals.append(("mean", number(mean.mean), *("" for _ in tests)))
+        finals.append(("sd", number(mean.sd), *("" for _ in tests)))
+        show_table("The winner, trained again", ["seed", definition.metric, *(f"{t} AUC" for t in tests)], finals)
+    found = verdict(summary)
+    out = _out()
+    out.print(
+        f"against the baseline ({number(summary.baseline)}): {found.word}: {_plain(found.reason)}", soft_wrap=True
+    )
+    out.print(f"epochs: {spent.epochs} of the {spent.full_epochs} of a full search", soft_wrap=True)
+
+
+def show_status(status: StudyStatus, metric: str) -> None:
+    """How far a study is."""
+    counts = ", ".join(f"{count} {name}" for name, count in status.counts.items() if count)
+    rows = [
+        ("trials", f"{status.ended} of {status.total} ended ({counts or 'none begun'})"),
+        ("epochs", f"{status.epochs_spent} of {status.epochs_planned}"),
+        ("workers", str(len(status.workers)) if status.workers else "none alive"),
+        ("final trainings", f"{status.finals_done} of {status.finals_planned}"),
+        ("elapsed", _duration(status.seconds_elapsed)),
+        ("left", _duration(status.seconds_left)),
+    ]
+    if status.interrupted:
+        rows.insert(1, ("interrupted", f"{status.interrupted}: the same command takes them up again"))
+    if status.best:
+        best = status.best
+        rows.insert(
+            0,
+            (
+                "best so far",
+                f"{trial_name(best.trial, best.params)}: {metric} {number(best.value)} after epoch {best.epoch}",
+            ),
+        )
+    show_table(f"Study {status.name}", ["", ""], rows)
+    if status.workers:
+        working = [
+            (w.name, f"trial {w.trial}", f"epoch {w.epoch} of {w.stop_epoch}", f"{w.seconds_silent:.0f} s ago")
+            for w in status.workers
+        ]
+        show_table("Workers", ["worker", "trains", "done", "last sign"], working)
+
+
+def show_findings(found: Sequence[Finding], mended: Sequence[Finding]) -> None:
+    """What a check-up found, and what of it was mended."""
+    done = set(mended)
+    out = _out()
+    for finding in found:
+        if finding in done:
+            mark, what = "[green]mended[/]", finding.mend
+        elif finding.mend:
+            mark, what = "[yellow]found[/]", f"--fix: {finding.mend}"
+        else:
+            mark, what = "[cyan]found[/]", ""
+        out.print(f"{mark} {_plain(finding.message)}" + (f" ({_plain(what)})" if what else ""), soft_wrap=True)
+    if not found:
+        out.print("Optuna and MLflow agree; nothing is left behind")
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return UNDEFINED
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

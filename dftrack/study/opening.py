@@ -80,6 +80,12 @@ def reopen(storage: Storage, name: str) -> OpenStudy:
         raise StoreError(f"there is no study {name!r} in {storage.place}", hint) from error
 
 
+def latest(storage: Storage, name: str) -> OpenStudy:
+    """The newest of the studies `name`, `name-2`, ... as it is. Raises StoreError if there is none."""
+    names = numbered(name, [study.study_name for study in storage.backend.get_all_studies()])
+    return reopen(storage, names[-1] if names else name)
+
+
 def load(opened: OpenStudy) -> optuna.Study:
     """Optuna's own object for the study: for its plots and importances."""
     return optuna.load_study(study_name=opened.name, storage=opened.storage.backend)

@@ -7,7 +7,7 @@ finds, and the parent run is written anew from what the storage says.
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dftrack.data.cache import DataSet, open_data
 from dftrack.errors import DftrackError, Interrupted
 from dftrack.experiment import Event as ExperimentEvent
 from dftrack.experiment import Plan, Result, Stage, run_experiment
-from dftrack.recording import record_start
+from dftrack.recording import TESTS_OPENED, record_start
 from dftrack.runtime import StopRequests
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, TrialEnded
@@ -27,13 +27,15 @@ from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Ended
 from dftrack.study.naming import final_key, trial_key
 from dftrack.study.opening import OpenStudy, open_study
+from dftrack.study.plots import plots
 from dftrack.study.records import Reader, Record
-from dftrack.study.report import FinalTraining, StudySummary
+from dftrack.study.report import FinalTraining, StudySummary, cost, html, markdown, ranking, trials_table, verdict
 from dftrack.study.storage import Storage
 from dftrack.study.trials import TrialCloser, TrialTrainer
+from dftrack.study.verdict import spread
 from dftrack.study.worker import Work
 from dftrack.study.workers import run_workers
-from dftrack.tracking import Run, Tracker, open_tracker
+from dftrack.tracking import Run, RunRecord, Tracker, open_tracker
 
 KEY = "key"  # attribute of a study in the storage: its part in the names of runs and checkpoints
 REFRESH_SECONDS = 60.0  # at most so often the report is written anew while trials train
@@ -79,6 +81,27 @@ class Outcome:
     run_id: str
     summary: StudySummary
 
+    def plain(self) -> dict[str, object]:
+        """For programs: the winner, its final trainings, what it cost."""
+        summary = self.summary
+        ranked = ranking(summary.records, summary.definition.direction)
+        found = verdict(summary)
+        return {
+            "run_id": self.run_id,
+            "status": "FINISHED",
+            "study": summary.name,
+            "trials": len(summary.records),
+            "metrics": final_metrics(summary.finals),
+            "best": {"trial": ranked[0].number, "value": ranked[0].value, "params": dict(ranked[0].params)}
+            if ranked
+            else None,
+            "baseline": summary.baseline,
+            "verdict": {"word": found.word, "reason": found.reason},
+            "epochs": cost(summary).epochs,
+            "epochs_full_search": cost(summary).full_epochs,
+            "tests_opened": summary.tests_opened_after,
+        }
+
 
 Watch = Callable[[Stage | Opened | Event | FinalStarted | ExperimentEvent], None]
 
@@ -101,7 +124,6 @@ class _Session:
 
     def __init__(self, request: Request, watch: Watch, stop: StopRequests) -> None:
         self.request, self.watch, self.stop = request, watch, stop
-        self.began = time.time()
         self.data = open_data(request.definition.config({}).data, request.store, self._stage)
         self.definition = _at_size(request.definition, self.data.image_size)
         mark = fingerprint(self.definition, self.data.digest, {"dftrack": __version__})
@@ -112,6 +134,7 @@ class _Session:
         self.tracker: Tracker = open_tracker(request.store)
         self.run: Run = self._parent_run()
         self._refreshed = time.monotonic()
+        self._times: dict[str, float] = {}  # run id -> seconds of training
 
     def _stage(self, what: str, done: int, total: int) -> None:
         self.stop.check()
@@ -203,9 +226,7 @@ class _Session:
 
     def ranked(self) -> list[Record]:
         """The complete trials, the best first; ties go to the lower number."""
-        sign = -1 if self.definition.direction == "maximize" else 1
-        complete = [record for record in self.reader.read() if record.status == "complete" and record.value is not None]
-        return sorted(complete, key=lambda record: (sign * (record.value or 0.0), record.number))
+        return ranking(self.reader.read(), self.definition.direction)
 
     def train_finals(self) -> None:
         """Train the winner again with other seeds, and open the test splits for it. One process at a time."""
@@ -261,10 +282,84 @@ class _Session:
         return found
 
     def summary(self) -> StudySummary:
-        raise NotImplementedError
+        """How the study stands, as plain values."""
+        records = self.reader.read()
+        runs = self.tracker.runs(parent=self.run.run_id)
+        of_trials = {int(run.tags["dftrack.trial"]): run for run in runs if run.tags.get("dftrack.kind") == "trial"}
+        finals = self.finals()
+        openers = openings(self.tracker, self.data.digest)
+        baseline = self.definition.baseline()
+        return StudySummary(
+            name=self.study.name,
+            definition=self.definition,
+            records=records,
+            trials=self.definition.total(self.study.trials()),
+            data_digest=self.data.digest,
+            finals=finals,
+            baseline=next((r.value for r in records if r.params == baseline and r.status == "complete"), None),
+            seconds={number: self._seconds(run) for number, run in of_trials.items()},
+            final_seconds=sum(self._seconds(self.tracker.find_run(final.run_id)) for final in finals) or None,
+            run_ids={number: run.run_id for number, run in of_trials.items()},
+            tests_opened_before=len(openers - {self.run.run_id}),
+            tests_opened_after=len(openers),
+            started=min((r.started for r in records if r.started), default=None),
+            ended=max((r.ended for r in records if r.ended), default=None)
+            if all(r.is_ended for r in records)
+            else None,
+            command=f"dftrack study --study {self.definition.name}",
+        )
+
+    def _seconds(self, run: RunRecord) -> float:
+        """Seconds that the epochs of a run took; asked once for a run that has ended for good."""
+        if run.run_id in self._times:
+            return self._times[run.run_id]
+        taken = sum(seconds for _, seconds in self.tracker.metric_history(run.run_id, "time/epoch_seconds"))
+        if run.end in ("complete", "pruned", "failed"):
+            self._times[run.run_id] = taken
+        return taken
 
     def write_report(self) -> None:
-        raise NotImplementedError
+        """Write everything that the parent run shows anew: pictures, tables, report, numbers."""
+        summary = self.summary()
+        pictures = plots(self.study, self.definition)
+        for path, content in pictures.items():
+            self.run.log_bytes(content, path)
+        self.run.log_table(trials_table(summary), "study/trials.csv")
+        self.run.log_text(markdown(summary), "study/report.md")
+        self.run.log_text(html(summary, pictures), "study/report.html")
+        spent, ranked = cost(summary), self.ranked()
+        self.run.log_metrics(
+            {
+                "study/best": ranked[0].value if ranked else None,
+                "study/baseline": summary.baseline,
+                "study/trials_ended": sum(record.is_ended for record in summary.records),
+                "study/epochs": spent.epochs,
+                "study/epochs_full_search": spent.full_epochs,
+                "study/tests_opened": summary.tests_opened_after,
+                **final_metrics(summary.finals),
+            }
+        )
+        self._refreshed = time.monotonic()
+
+
+def openings(tracker: Tracker, data_digest: str) -> set[str]:
+    """Who has opened the test splits of these data: run ids, the trainings of one study counting as that study."""
+    runs = tracker.runs(tags={"dftrack.data_digest": data_digest})
+    return {run.parent or run.run_id for run in runs if TESTS_OPENED in run.tags}
+
+
+def final_metrics(finals: Sequence[FinalTraining]) -> dict[str, float | None]:
+    """Mean and standard deviation of the final trainings: on val, and of each metric on each test split."""
+    found: dict[str, float | None] = {}
+    columns = {"final/val": [final.val for final in finals]}
+    for split, metrics in finals[0].tests.items() if finals else ():
+        for name in metrics:
+            values = [value for final in finals if (value := final.tests[split].get(name)) is not None]
+            columns[f"final/{split}/{name}"] = values
+    for name, values in columns.items():
+        if known := spread(values):
+            found |= {f"{name}/mean": known.mean, f"{name}/sd": known.sd}
+    return found
 
 
 def _study_key(study: OpenStudy) -> str:
@@ -280,5 +375,3 @@ def _study_key(study: OpenStudy) -> str:
 def _at_size(definition: StudyDefinition, size: int) -> StudyDefinition:
     """The definition with the picture size that the data came at, so that a change of it is seen."""
     return definition if "data.image_size" in definition.space else definition.revised({"data.image_size": size})
-
-
