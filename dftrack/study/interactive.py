@@ -17,8 +17,13 @@ from dftrack.study.importance import METHODS, Importance
 from dftrack.study.naming import trial_name
 from dftrack.study.records import Record
 
-SYMBOLS = {"complete": "circle", "pruned": "square-open", "paused": "diamond-open", "running": "triangle-up-open"}
-SYMBOLS["failed"] = "x"
+SYMBOLS = {
+    "complete": "circle",
+    "pruned": "square-open",
+    "paused": "diamond-open",
+    "running": "triangle-up-open",
+    "failed": "x",
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5rem auto; max-width: 1180px; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin: 2rem 0 0.2rem; } p { margin: 0.2rem 0; color: #555; }
