@@ -481,6 +481,16 @@ def test_readers_agree_however_long_they_have_looked_away(
     assert asleep.read() == watching.read()
 
 
+def test_a_reader_hears_of_changes_in_trials_that_it_has_never_seen(
+    place: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    opened = standins.opened(place, standins.definition(), trials=9)
+    watching = Reader(opened.storage.backend, opened.study_id)
+    watching.read()
+    finish_all(queue(opened, lives, tmp_path))
+    assert watching.read() == records(opened)
+
+
 # PostgreSQL
 
 

@@ -96,10 +96,10 @@ class Reader:
         else:
             stale = {number for number, record in self._records.items() if record.status == "running"}
             stale.update(recent[len(recent) - news :])
+            while self._read_one(len(self._records)):  # new ones first: they are numbered without gaps,
+                stale.discard(len(self._records) - 1)  # and the first number that is missing is the end
             for number in sorted(stale):
                 self._read_one(number)
-            while self._read_one(len(self._records)):
-                pass  # trials are numbered without gaps: the first number that is missing is the end
         self._revision = revision
         return [record for _, record in sorted(self._records.items()) if record.is_ended or record.claim is not None]
 
