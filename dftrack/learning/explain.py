@@ -153,7 +153,9 @@ def choose_examples(predictions: Predictions, per_kind: int = 2, threshold: floa
 def gradcam_rows(
     model: FaceCNN, split: Split, predictions: Predictions, *, per_kind: int = 2, threshold: float = DEFAULT_THRESHOLD
 ) -> list[PanelRow]:
-    """The rows of a Grad-CAM panel for `choose_examples`: each picture with the heat of the class it was called.
+    """The rows of a Grad-CAM panel for `choose_examples`: each picture with the places that speak for "fake".
+
+    One question for all of them, hits and misses: a real is called real for want of such places more than for others.
 
     `predictions` are the model's on `split`, row by row. Known masks are read and laid over.
     """
@@ -178,17 +180,16 @@ def gradcam_row(
     score: float | None,
     threshold: float = DEFAULT_THRESHOLD,
 ) -> PanelRow:
-    """One row of a Grad-CAM panel for a picture whose class is not known, with the heat of the class it is called.
+    """One row of a Grad-CAM panel for a picture whose class is not known, with the places that speak for "fake".
 
     pixels: (S, S, 3) uint8 RGB, as scored. score: P(fake), from the detector; None (unreadable) is refused.
     """
     if score is None:
         raise ExplanationError(f"{name} has no score, so there is no decision to explain")
     images = normalise(torch.from_numpy(np.array(pixels[None])).to(next(model.parameters()).device))
-    target = FAKE if score >= threshold else REAL
-    maps = heat_maps(model, images, target)
+    maps = heat_maps(model, images, FAKE)
     return PanelRow(
-        photo=pixels, heat=maps.heat[0], flat=bool(maps.flat[0]), target=target,
+        photo=pixels, heat=maps.heat[0], flat=bool(maps.flat[0]), target=FAKE,
         name=name, label=None, score=score, threshold=threshold,
     )  # fmt: skip
 

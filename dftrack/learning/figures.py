@@ -202,14 +202,14 @@ def _draw_tiles(axes: Axes, row: PanelRow, x: float, y: float) -> None:
     for left, tile in zip(lefts, (row.photo, colours, overlay), strict=True):
         axes.imshow(tile.astype(np.uint8), extent=(left, left + TILE, y + TILE, y), aspect="auto")
     if row.flat:
-        words = f"flat map:\nno place speaks\nfor {CLASSES[row.target]}"
-        axes.text(lefts[1] + TILE / 2, y + TILE / 2, words, color="white", ha="center", va="center", fontsize=10)
-        return
-    box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
-    axes.text(lefts[1] + 0.07, y + TILE - 0.08, f"for {CLASSES[row.target]}", color="white", fontsize=8.5, bbox=box)
+        flat = f"flat map:\nno place speaks\nfor {CLASSES[row.target]}"
+        axes.text(lefts[1] + TILE / 2, y + TILE / 2, flat, color="white", ha="center", va="center", fontsize=10)
+    else:
+        box = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 1.5}
+        axes.text(lefts[1] + 0.07, y + TILE - 0.08, f"for {CLASSES[row.target]}", color="white", fontsize=8.5, bbox=box)
     if row.mask is not None and row.mask.any() and not row.mask.all():
         centres = (np.arange(len(row.mask)) + 0.5) / len(row.mask) * TILE
-        for left in lefts[1:]:
+        for left in lefts[2:] if row.flat else lefts[1:]:
             for colour, line in (("black", 2.6), ("white", 1.3)):
                 axes.contour(left + centres, y + centres, row.mask, levels=[0.5], colors=[colour], linewidths=line)
 
