@@ -94,7 +94,7 @@ def work(study: OpenStudy, design: StudyDefinition, folder: Path, **options: obj
     )
 
 
-def die(job: Job, emit: Emit) -> Outcome:
+def die(_job: Job, _emit: Emit, _stop: object = None) -> Outcome:
     """A training that takes its process with it, whatever the trial."""
     os.kill(os.getpid(), signal.SIGKILL)
     return Outcome("paused")

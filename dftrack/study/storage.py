@@ -113,9 +113,7 @@ class Storage:
                     for left in path.parent.glob(f".{path.name}.*.tmp*"):  # a maker that was killed
                         left.unlink()
                     with write_aside(path) as aside:
-                        RDBStorage(
-                            f"sqlite:///{aside}"
-                        ).engine.dispose()
+                        RDBStorage(f"sqlite:///{aside}").engine.dispose()
                         with closing(sqlite3.connect(aside)) as connection:
                             connection.execute("PRAGMA journal_mode = wal")
         except filelock.Timeout as error:
