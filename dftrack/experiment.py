@@ -118,24 +118,21 @@ def run_experiment(
             yield Started(
                 run.run_id, config, device, training.state.precision, data, training.state.epoch, training.state.step
             )
+            final = None
             end = yield from training.go(run, plan, stop)
-            if end:
-                run.finish("KILLED", end=end)
-                if end != "paused":
-                    forget(store, name)
-                yield Result(run.run_id, end, None, tuple(training.state.history))
-                return
-            yield Stage("judging the model", 0, 0)
-            final = evaluate_and_record(
-                run,
-                Trained(training.state.model, config, data, training.state.history, device),
-                tests=plan.open_tests,
-                pictures=plan.pictures,
-                keep_model=plan.keep_model,
-            )
-            run.finish("FINISHED", end="complete")
+            if not end:
+                yield Stage("judging the model", 0, 0)
+                final = evaluate_and_record(
+                    run,
+                    Trained(training.state.model, config, data, training.state.history, device),
+                    tests=plan.open_tests,
+                    pictures=plan.pictures,
+                    keep_model=plan.keep_model,
+                )
+            run.finish("KILLED" if end else "FINISHED", end=end or "complete")
+        if end != "paused":
             forget(store, name)
-            yield Result(run.run_id, "complete", final, tuple(training.state.history))
+    yield Result(run.run_id, end or "complete", final, tuple(training.state.history))
 
 
 def forget(store: Path, name: str) -> None:

@@ -3,16 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from dftrack.data.pictures import decode
 from dftrack.errors import DataError
 from dftrack.files import write_bytes
 from dftrack.learning import figures
 from dftrack.learning.detector import Detector, Verdict
-from dftrack.learning.explain import heat_maps
-from dftrack.learning.model import normalise
+from dftrack.learning.explain import gradcam_row
 from dftrack.tracking import open_tracker
 
 PANEL_ROWS = 16  # pictures in one Grad-CAM panel
@@ -30,19 +26,14 @@ def explain_files(detector: Detector, verdicts: Sequence[tuple[Path, Verdict]], 
     readable = [(path, verdict) for path, verdict in verdicts if verdict.score is not None][:PANEL_ROWS]
     if not readable:
         raise DataError("there is no readable picture to explain")
-    photos = np.stack([decode(path, detector.image_size) for path, _ in readable])
-    maps = heat_maps(detector.model, normalise(torch.from_numpy(photos)))
     rows = [
-        figures.PanelRow(
-            photo=photos[place],
-            heat=maps.heat[place],
+        gradcam_row(
+            detector.model,
+            decode(path, detector.image_size),
             name=path.name,
-            label=None,
-            score=verdict.score or 0.0,
+            score=verdict.score,
             threshold=detector.threshold,
-            target=int(maps.targets[place]),
-            flat=bool(maps.flat[place]),
         )
-        for place, (path, verdict) in enumerate(readable)
+        for path, verdict in readable
     ]
     write_bytes(target, figures.gradcam_panel(rows))

@@ -6,19 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from dftrack.config import Config, Value, flatten
 from dftrack.data.cache import DataSet
-from dftrack.data.pictures import PictureError, decode
 from dftrack.learning import figures
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
-from dftrack.learning.explain import choose_examples, heat_maps
-from dftrack.learning.metrics import CLASSES, DEFAULT_THRESHOLD
-from dftrack.learning.model import FaceCNN, normalise
+from dftrack.learning.explain import gradcam_rows
+from dftrack.learning.metrics import CLASSES
+from dftrack.learning.model import FaceCNN
 from dftrack.runtime import provenance
 from dftrack.tracking import Run
 
@@ -75,7 +70,7 @@ def record_start(run: Run, data: DataSet) -> None:
         "provenance/environment.json",
     )
     if origin.diff:
-        run.log_text(origin.diff, "provenance/uncommitted.diff")
+        run.log_text(origin.diff, "provenance/uncommitted.diff.txt")
     run.log_json(
         {
             "source": data.source,
@@ -124,39 +119,8 @@ def _record_pictures(run: Run, trained: Trained, predictions: Sequence[Predictio
     for judged in reports:
         run.log_bytes(figures.confusion_matrix(judged), f"confusion/{judged.split}.png")
     for found in predictions:
-        run.log_bytes(figures.gradcam_panel(_panel_rows(trained, found)), f"grad-cam/{found.split}.png")
-
-
-def _panel_rows(trained: Trained, found: Predictions) -> list[figures.PanelRow]:
-    """The surest hits and the worst misses of both classes, each with the heat for the class it was given."""
-    split = trained.data.splits[found.split]
-    examples = choose_examples(found)
-    if not examples:
-        return []
-    photos = np.stack([split.pixels[example.index] for example in examples])
-    maps = heat_maps(trained.model, normalise(torch.from_numpy(photos).to(trained.device)))
-    return [
-        figures.PanelRow(
-            photo=photos[place],
-            heat=maps.heat[place],
-            name=example.name,
-            label=example.label,
-            score=example.score,
-            threshold=DEFAULT_THRESHOLD,
-            target=int(maps.targets[place]),
-            mask=_mask(split.masks[example.index], trained.data.image_size),
-            flat=bool(maps.flat[place]),
-        )
-        for place, example in enumerate(examples)
-    ]
-
-
-def _mask(path: Path | None, size: int) -> NDArray[np.bool_] | None:
-    """Where a picture was forged, (S, S); None if nobody said, or if the file cannot be read."""
-    try:
-        return decode(path, size).mean(axis=2) > 127 if path else None
-    except (PictureError, OSError):
-        return None
+        rows = gradcam_rows(trained.model, trained.data.splits[found.split], found)
+        run.log_bytes(figures.gradcam_panel(rows), f"grad-cam/{found.split}.png")
 
 
 def _record_model(run: Run, trained: Trained, reports: Sequence[Report]) -> str:

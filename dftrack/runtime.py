@@ -36,7 +36,7 @@ def tune_allocator() -> bool:
 
 
 def pick_device(wanted: str) -> str:
-    """"cpu" or "cuda" for the setting auto, cpu or cuda. Raises DeviceError if CUDA is asked for and not there."""
+    """ "cpu" or "cuda" for the setting auto, cpu or cuda. Raises DeviceError if CUDA is asked for and not there."""
     import torch
 
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
@@ -48,7 +48,7 @@ def pick_device(wanted: str) -> str:
 
 
 def pick_precision(wanted: str, device: str) -> str:
-    """"fp32", "bf16" or "fp16" for the setting auto or one of these, on `device` ("cpu" or "cuda").
+    """ "fp32", "bf16" or "fp16" for the setting auto or one of these, on `device` ("cpu" or "cuda").
 
     Raises DeviceError for fp16 on a CPU: without a card it is slower and less exact than fp32.
     """

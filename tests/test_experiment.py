@@ -72,7 +72,16 @@ def test_a_finished_run_holds_settings_curves_results_predictions_data_and_model
     assert not list((store / "checkpoints").rglob("*.safetensors")), "checkpoints go when a run is finished"
 
 
-def test_the_predictions_of_the_recorded_model_are_the_recorded_predictions(faces: Path, store: Path) -> None:
+def test_nobody_need_listen_beyond_the_result(faces: Path, store: Path) -> None:
+    events = run_experiment(small(faces), store, plan=PLAIN)
+    result = next(event for event in events if isinstance(event, Result))
+    events.close()
+    assert open_tracker(store).find_run(result.run_id).status == "FINISHED", (
+        "a finished run was taken for a stopped one"
+    )
+
+
+def test_the_recorded_model_gives_the_recorded_predictions(faces: Path, store: Path) -> None:
     import csv
 
     from dftrack.learning.detector import Detector

@@ -3,6 +3,7 @@
 A map shows where evidence for a class was found, not whether the class is right. How far maps can be trusted: trust.py.
 """
 
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dftrack.data.cache import Split
 from dftrack.data.pictures import decode
-from dftrack.errors import DftrackError
+from dftrack.errors import DataError, DftrackError
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.figures import PanelRow
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, REAL
@@ -167,7 +168,10 @@ def gradcam_rows(
         row = gradcam_row(
             model, np.array(split.pixels[example.index]), name=example.name, score=example.score, threshold=threshold
         )
-        known = read_mask(mask, row.photo.shape[0]) if mask and example.label == FAKE else None
+        known = None
+        if mask and example.label == FAKE:
+            with contextlib.suppress(DataError):  # a mask that cannot be read: the picture is shown without
+                known = read_mask(mask, row.photo.shape[0])
         rows.append(replace(row, label=example.label, mask=known))
     return rows
 
