@@ -19,10 +19,10 @@ SECRETS = {
     "a shell line": ("+export AWS_SECRET_ACCESS_KEY=abcd/efgh+ijkl", "abcd/efgh+ijkl"),
     "a GitHub token": ("see ghp_0123456789abcdefghijABCDEFGHIJ012345.", "ghp_0123456789abcdefghijABCDEFGHIJ012345"),
     "a private key": (
-        "-----BEGIN RSA PRIVATE KEY-----\nMIIabc\nxyz\n-----END RSA PRIVATE KEY-----\nafter",
-        "MIIabc",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIabcdefgh\nxyz\n-----END RSA PRIVATE KEY-----\nafter",
+        "MIIabcdefgh",
     ),
-    "a key cut short": ("-----BEGIN PRIVATE KEY-----\nMIIabcdef", "MIIabcdef"),
+    "a key cut short": ("-----BEGIN PRIVATE KEY-----\nMIIabcdefgh", "MIIabcdefgh"),
 }
 
 
