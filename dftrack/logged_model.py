@@ -35,7 +35,7 @@ GREY_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIG
 
 
 def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, tuple[float, int, int]]) -> str:
-    """Log the detector in `folder` as an output of the run; returns its URI. metrics: (value, time in ms, step) by name."""
+    """Log the detector in `folder` as an output of the run; returns its URI. metrics: name -> (value, ms, step)."""
     assert all((folder / file).is_file() for file in FILES), f"no detector was saved in {folder}"
     digest = sha256(folder / FILES[0])
     if (known := _ready(client, run_id, digest)) is not None:
