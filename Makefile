@@ -72,8 +72,8 @@ lock: $(STAMP)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgr
 help-pages: $(STAMP)  ## write the pages that answer --help anew from cli.py
 	$(BIN)/python -c 'from tests.test_help import write_pages; write_pages()'
 
-screenshots: $(STAMP)  ## a real browser takes pictures of the MLflow page into screenshots/
-	$(TEST_ENV) DFTRACK_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser $(ARGS)
+screenshots: $(STAMP)  ## a real browser takes pictures of the MLflow page of mlruns/ into screenshots/
+	$(TEST_ENV) $(BIN)/python tests/screenshots.py mlruns screenshots
 
 clean:  ## remove .venv and every cache; mlruns/ stays
 	rm -rf $(VENV) build dist screenshots .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -221,7 +221,7 @@ def _alone(folder: Path) -> Iterator[Path]:
     """Hold the folder for this process alone; its lock falls with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock", timeout=0)
+        lock = FileLock(folder / "lock", timeout=1.0)  # seconds: somebody may just be looking whether it is held
         lock.acquire()
     except Timeout as error:
         raise StoreError(

@@ -21,10 +21,12 @@ from dftrack.experiment import Event as ExperimentEvent
 from dftrack.experiment import Plan, Result, Stage, run_experiment
 from dftrack.recording import TESTS_OPENED, record_start
 from dftrack.runtime import StopRequests
+from dftrack.study.case import KEY
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, TrialEnded
 from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Ended
+from dftrack.study.liveness import Life
 from dftrack.study.naming import final_key, trial_key
 from dftrack.study.opening import OpenStudy, open_study
 from dftrack.study.plots import plots
@@ -37,7 +39,6 @@ from dftrack.study.worker import Work
 from dftrack.study.workers import run_workers
 from dftrack.tracking import Run, RunRecord, Tracker, open_tracker
 
-KEY = "key"  # attribute of a study in the storage: its part in the names of runs and checkpoints
 REFRESH_SECONDS = 60.0  # at most so often the report is written anew while trials train
 
 
@@ -165,7 +166,8 @@ class _Session:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Close the parent run as what it is, however the work ends."""
+        """Close the parent run as what it is, however the work ends. Until then this process counts as at work."""
+        life = Life(self.request.store / "studies" / "workers")
         try:
             yield
         except (Interrupted, KeyboardInterrupt):
@@ -178,6 +180,7 @@ class _Session:
         else:
             self.run.finish("FINISHED", end="complete")
         finally:
+            life.end()
             self.storage.close()
 
     def search(self) -> None:

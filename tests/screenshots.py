@@ -1,0 +1,87 @@
+"""Pictures of a store's MLflow page, taken by a real browser: `python tests/screenshots.py [STORE] [FOLDER]`.
+
+The newest finished baseline: its overview, and every picture it recorded, as the page shows it. The newest study: its
+overview, its trials, its report and its plots. Fails if the page does not show them. `make screenshots` runs it on mlruns/.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from browser import loaded_pictures, open_browser, save_screenshot
+
+from dftrack.errors import StoreError
+from dftrack.tracking import Page, RunRecord, Tracker, open_tracker, serve_ui
+
+PICTURES = ("curves/loss.png", "curves/roc.png", "confusion/val.png", "grad-cam/test-dev.png")
+
+
+def main(store: Path = Path("mlruns"), folder: Path = Path("screenshots")) -> None:
+    """Take all pictures; prints where they lie."""
+    tracker = open_tracker(store)
+    with serve_ui(store) as ui, open_browser() as page:
+        taken = [*of_baseline(tracker, ui, page, folder), *of_study(tracker, ui, page, folder)]
+    for path in taken:
+        print(path)
+
+
+def of_baseline(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
+    """The newest finished baseline, if there is one."""
+    try:
+        run = tracker.latest_run(tags={"dftrack.kind": "baseline"})
+    except StoreError:
+        return []
+    taken = [overview(run, ui, page, folder / "baseline.png", "Finished")]
+    for name in PICTURES:
+        show_artifact(run, ui, page, name)
+        page.wait_for_function("Array.from(document.images).some(i => i.naturalWidth > 300)")
+        assert loaded_pictures(page), f"the page shows no picture for {name}"
+        taken.append(save_screenshot(page, folder / f"baseline-{name.replace('/', '-')}"))
+    return taken
+
+
+def of_study(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
+    """The newest study, if there is one."""
+    try:
+        run = tracker.latest_run(status=None, tags={"dftrack.kind": "study"})
+    except StoreError:
+        return []
+    taken = [overview(run, ui, page, folder / "study.png", run.status.capitalize())]
+    for name, text in (
+        ("study/report.html", "What won"),
+        ("study/plots.html", "Study"),
+        ("study/trials.csv", "trial 0"),
+    ):
+        show_artifact(run, ui, page, name)
+        frames = page.frames
+        if name.endswith(".html"):
+            page.wait_for_function("document.querySelector('iframe') !== null")
+            shown = any(text in frame.locator("body").inner_text() for frame in page.frames if frame != frames[0])
+            assert shown, f"the page does not show {text!r} in {name}"
+        else:
+            page.get_by_text(text).first.wait_for()
+        taken.append(save_screenshot(page, folder / f"study-{Path(name).stem}.png"))
+    page.goto(f"{ui.url}/#/experiments/{run.experiment_id}/runs?searchFilter=tags.%60dftrack.study%60%20!%3D%20''")
+    page.get_by_text("trial 0").first.wait_for()
+    taken.append(save_screenshot(page, folder / "study-runs.png"))
+    return taken
+
+
+def overview(run: RunRecord, ui: Page, page: Any, target: Path, status: str) -> Path:
+    """The page of one run."""
+    page.goto(ui.run_url(run.experiment_id, run.run_id))
+    page.get_by_text(status).first.wait_for()
+    return save_screenshot(page, target)
+
+
+def show_artifact(run: RunRecord, ui: Page, page: Any, name: str) -> None:
+    """Open an artifact as a person does: folder by folder."""
+    page.goto(f"{ui.run_url(run.experiment_id, run.run_id)}/artifacts")
+    page.reload()
+    for part in name.split("/"):
+        page.get_by_text(part, exact=True).first.click()
+    page.wait_for_timeout(1500)
+
+
+if __name__ == "__main__":
+    main(*(Path(word) for word in sys.argv[1:]))
