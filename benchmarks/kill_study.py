@@ -1,7 +1,7 @@
 """A real study, with real training, under `kill -9`: nothing may be lost, doubled or left running.
 
-Run: python benchmarks/kill_study.py STORE FACES [kills] [workers] [trials]. FACES: a data folder, small pictures will do.
-Workers and the command itself are killed at random moments; a command that was killed is given again. At the end Optuna
+Run: python benchmarks/kill_study.py STORE FACES [kills] [workers] [trials]. FACES: a data folder, small pictures do.
+Workers and the command itself are killed at random moments; a killed command is given again. At the end Optuna
 and MLflow are counted: exactly the trials asked for, each once, none RUNNING.
 """
 

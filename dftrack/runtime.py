@@ -1,6 +1,7 @@
 """This machine and this process: device, precision, threads, memory allocator, requests to stop, provenance."""
 
 import ctypes
+import getpass
 import os
 import platform
 import signal
@@ -19,6 +20,7 @@ from dftrack.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DeviceError, Inter
 PACKAGES = ("torch", "numpy", "mlflow", "optuna", "scikit-learn", "pillow", "captum", "safetensors")
 DIFF_LIMIT = 1 << 20  # bytes of an uncommitted diff that are kept
 
+CPUINFO = Path("/proc/cpuinfo")  # Linux
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -66,7 +68,7 @@ def pick_precision(wanted: str, device: str) -> str:
 def cpu_has_bf16() -> bool:
     """Whether the processor multiplies bfloat16 natively (emulated it is ten times slower than float32)."""
     try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
+        words = set(CPUINFO.read_text().split())
     except OSError:
         return False
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})  # x86 (two ways), Arm
@@ -130,12 +132,19 @@ def provenance() -> Provenance:
         diff = diff[:DIFF_LIMIT] + f"\n[cut: the diff has {len(diff)} characters]\n"
     return Provenance(
         command=" ".join(["dftrack", *sys.argv[1:]]),
-        user=os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid()),
+        user=_user(),
         commit=commit,
         diff=diff,
         versions={"dftrack": __version__, "python": platform.python_version(), **_versions()},
         machine=_machine(),
     )
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _versions() -> dict[str, str]:
@@ -168,7 +177,7 @@ def _machine() -> dict[str, str]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = CPUINFO.read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,7 +1,7 @@
 """Pictures of a store's MLflow page, taken by a real browser: `python tests/screenshots.py [STORE] [FOLDER]`.
 
-The newest finished baseline: its overview, and every picture it recorded, as the page shows it. The newest study: its
-overview, its trials, its report and its plots. Fails if the page does not show them. `make screenshots` runs it on mlruns/.
+The newest finished baseline: its overview and pictures it recorded, as the page shows them. The newest study: overview,
+trials, report and plots. Fails if the page does not show them. `make screenshots` does it for mlruns/.
 """
 
 import sys

@@ -117,7 +117,8 @@ def run_study(request: Request, watch: Watch = lambda event: None, stop: StopReq
         session.search()
         session.train_finals()
         session.write_report()
-    return Outcome(session.run.run_id, session.summary())
+        outcome = Outcome(session.run.run_id, session.summary())
+    return outcome
 
 
 class _Session:
@@ -154,21 +155,20 @@ class _Session:
             **{f"space.{name}": str(dimension) for name, dimension in definition.space.items()},
         }
         shared = {k: v for k, v in flatten(definition.config({})).items() if k not in definition.space}
-        run = self.tracker.start_run(
+        return self.tracker.start_run(
             f"study {self.study.name}",
             key=f"{self.key}-parent",
             settings=settings | {k: v for k, v in shared.items() if k not in INCIDENTAL},
             tags={"dftrack.kind": "study", "dftrack.study": self.study.name, "dftrack.data_digest": self.data.digest},
         )
-        record_start(run, self.data)
-        run.log_text(definition.text, "study/study.toml")
-        return run
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Close the parent run as what it is, however the work ends. Until then this process counts as at work."""
         life = Life(self.request.store / "studies" / "workers")
         try:
+            record_start(self.run, self.data)
+            self.run.log_text(self.definition.text, "study/study.toml")
             yield
         except (Interrupted, KeyboardInterrupt):
             self.run.finish("KILLED", end="interrupted", reason="stopped on request; the same command goes on")
@@ -185,16 +185,9 @@ class _Session:
 
     def search(self) -> None:
         """Let workers bring all trials to their end."""
-        records = self.reader.read()
-        self.watch(
-            Opened(
-                self.study.name,
-                self.run.run_id,
-                self.data,
-                self.definition.total(self.study.trials()),
-                sum(record.is_ended for record in records),
-            )
-        )
+        total = self.definition.total(self.study.trials())
+        ended = sum(record.is_ended for record in self.reader.read())
+        self.watch(Opened(self.study.name, self.run.run_id, self.data, total, ended))
         work = Work(
             url=self.storage.url,
             study=self.study.name,
@@ -203,7 +196,8 @@ class _Session:
             train=TrialTrainer(self.definition, self.request.store, self.key, self.run.run_id),
             on_ended=TrialCloser(self.request.store, self.key),
         )
-        run_workers(work, self.request.workers, self._hear)
+        if ended < total:  # else only the winner's trainings are left
+            run_workers(work, self.request.workers, self._hear)
         self._mend()
 
     def _hear(self, event: Event) -> None:

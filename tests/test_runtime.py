@@ -1,0 +1,78 @@
+"""This machine and this process: what is picked, what is noticed, what is told."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from dftrack import runtime
+from dftrack.errors import DeviceError, Interrupted
+from dftrack.runtime import catch_stop_requests, cpu_has_bf16, pick_device, pick_precision, provenance, tune_allocator
+
+
+def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == "cpu"
+    with pytest.raises(DeviceError, match=r"train\.device is cuda") as refused:
+        pick_device("cuda")
+    assert "--device cpu" in refused.value.hint
+
+
+def test_with_cuda_auto_takes_it_in_bf16_where_the_card_has_it_else_in_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == "cuda" and pick_device("cpu") == "cpu"
+    for capability, precision in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda c=capability: c)
+        assert pick_precision("auto", "cuda") == precision
+    assert pick_precision("fp32", "cuda") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "native"), [("sse avx2 fma", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True)]
+)
+def test_a_cpu_multiplies_in_bf16_only_where_it_can_natively(
+    flags: str, native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "cpuinfo"
+    described.write_text(f"model name : Example 1\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(runtime, "CPUINFO", described)
+    assert cpu_has_bf16() is native
+    assert pick_precision("auto", "cpu") == ("bf16" if native else "fp32")
+    assert pick_precision("bf16", "cpu") == "bf16", "--precision overrides"
+
+
+def test_fp16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(DeviceError, match="fp16 needs a CUDA card"):
+        pick_precision("fp16", "cpu")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_is_noted_and_acted_on_where_it_is_safe(number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(number)
+    with catch_stop_requests() as requests:
+        requests.check()
+        os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted) as stopped:
+            requests.check()
+        assert stopped.value.exit_code == code
+        with pytest.raises(KeyboardInterrupt):  # the second one is not patient
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_provenance_tells_code_versions_and_machine_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "hunter2-made-up")
+    told = provenance()
+    assert told.versions["torch"] == torch.__version__.partition("+")[0] or told.versions["torch"] == torch.__version__
+    assert told.machine["threads"] == str(torch.get_num_threads())
+    assert "hunter2-made-up" not in repr(told)
+
+
+def test_the_allocator_can_be_tuned_without_changing_a_bit() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(1000, 1000)
+    before = values @ values
+    tune_allocator()
+    assert torch.equal(before, values @ values)
