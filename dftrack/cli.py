@@ -1,6 +1,7 @@
 """What a person types: commands parse, call and show. Heavy imports wait inside the commands."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,6 +31,7 @@ Store = Annotated[
     typer.Option(
         "--store",
         envvar="DFTRACK_STORE",
+        callback=lambda path: path.expanduser(),
         help="Folder of mlflow.db, artifacts/, the decoded pictures and checkpoints.",
     ),
 ]
@@ -103,7 +105,7 @@ def baseline(
         )
         return
     render.show_results({r.split: r.metrics for r in final.reports}, {r.split: r.always_fake for r in final.reports})
-    where = "" if store == STORE else f" --store {store}"
+    where = "" if store == STORE else f" --store {shlex.quote(str(store))}"
     render.say(f"run {result.run_id} is FINISHED. Pictures, curves and the model:  dftrack ui{where}")
     render.say(f"score your own pictures:  dftrack predict PICTURE... --run {result.run_id[:8]}{where}")
 
@@ -128,10 +130,8 @@ def _pairs(settings: list[str]) -> "dict[str, Value]":
 
 def _run(config: "Config", store: Path) -> "Result":
     """Run one experiment with a live screen; returns its result."""
-    from dftrack.runtime import catch_stop_requests, tune_allocator
-
-    tune_allocator()
     from dftrack.experiment import Result, run_experiment
+    from dftrack.runtime import catch_stop_requests
     from dftrack.screens import Screen
 
     with catch_stop_requests() as stop, Screen() as screen:
@@ -145,7 +145,9 @@ def _run(config: "Config", store: Path) -> "Result":
 @app.command(epilog="Example: dftrack predict face.jpg --run 3f2a --gradcam why.png")
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Picture files (JPEG, PNG, WebP).", metavar="IMAGE...")],
-    run: Annotated[str | None, typer.Option(help="Run id, or its first letters [the newest finished run].")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Run id, or its first letters [the newest finished baseline].")
+    ] = None,
     gradcam: Annotated[Path | None, typer.Option(help="Write a panel that shows where the model looked.")] = None,
     store: Store = STORE,
     as_json: Json = False,
@@ -273,6 +275,7 @@ def study(
 ) -> None:
     """Search the settings; train the winner again with other seeds, and only then open the test splits."""
     if context.invoked_subcommand is not None:
+        _refuse_options(context)
         return
     from dftrack.study.definition import check_trials, find_study_file
     from dftrack.study.file import read_study
@@ -283,24 +286,53 @@ def study(
     changes = {name: value for name, value in shorthand.items() if value is not None} | _pairs(settings or [])
     definition = read_study(find_study_file(study_file)).revised(changes)
 
-    from dftrack.runtime import catch_stop_requests, tune_allocator
-
-    tune_allocator()
     from dftrack import render
+    from dftrack.runtime import catch_stop_requests
     from dftrack.screens import StudyScreen
     from dftrack.study.session import Request, run_study
 
     request = Request(
-        definition=definition, store=store, storage=storage, trials=trials, workers=workers, new=new
-    )  # fmt: skip
+        definition=definition,
+        store=store,
+        storage=storage,
+        trials=trials,
+        workers=workers,
+        new=new,
+        command=_again(sys.argv[1:]),
+    )
     with catch_stop_requests() as stop, StudyScreen(definition) as screen:
         outcome = run_study(request, screen.show, stop)
     if as_json:
         render.print_json(outcome.plain())
         return
     render.show_study(outcome.summary)
-    where = "" if store == STORE else f" --store {store}"
+    where = "" if store == STORE else f" --store {shlex.quote(str(store))}"
     render.say(f"run {outcome.run_id} holds the report, every trial and the plots:  dftrack ui{where}")
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options before a subcommand belong to the search itself: dropped silently, they would mislead."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = f"--{name.replace('_', '-')}"
+            raise SettingError(
+                f"{option} stands before {context.invoked_subcommand}", "give options after the subcommand"
+            )
+
+
+def _again(words: list[str]) -> str:
+    """The command that goes on with a study: what was typed, without what holds for one start only."""
+    kept, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        if word == "--trials":
+            words[:1] = []
+        elif word not in ("--new", "--json") and not word.startswith("--trials="):
+            kept.append(word)
+    from dftrack.redaction import scrub
+
+    return scrub(shlex.join(["dftrack", *kept]))
 
 
 @study_app.command("status", epilog="Example: dftrack study status --study default")

@@ -6,7 +6,7 @@ import json
 import traceback
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,7 @@ from dftrack.errors import Abandoned, DftrackError, Interrupted, StoreError, Tra
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
-from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, new_state
+from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, new_scaler, new_state
 from dftrack.recording import Final, Trained, evaluate_and_record, record_start
 from dftrack.runtime import StopRequests, pick_device, pick_precision
 from dftrack.tracking import Run, Tracker, open_tracker
@@ -99,7 +99,7 @@ def run_experiment(
     FAILED, with the reason) and Interrupted when `stop` asked for it (KILLED, can go on). `watch` is told how far
     preparations are while they go on.
     """
-    plan, stop = plan or Plan(), stop or StopRequests()
+    plan, stop, store = plan or Plan(), stop or StopRequests(), store.expanduser()
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
     tracker = open_tracker(store)
@@ -114,6 +114,7 @@ def run_experiment(
     with _alone(store / "checkpoints" / name) as folder:
         run = _start_run(tracker, folder, config, data, plan, {"run.device": device, "run.precision": precision})
         with _closing(run, folder):
+            record_start(run, data, opened=("train", "val", *(data.test_splits if plan.open_tests else ())))
             training = Training(config, data, device, precision, folder)
             yield Started(
                 run.run_id, config, device, training.state.precision, data, training.state.epoch, training.state.step
@@ -122,6 +123,7 @@ def run_experiment(
             end = yield from training.go(run, plan, stop)
             if not end:
                 yield Stage("judging the model", 0, 0)
+                stop.check()
                 final = evaluate_and_record(
                     run,
                     Trained(training.state.model, config, data, training.state.history, device),
@@ -160,7 +162,8 @@ class Training:
             yield Notice(f"{error.message}: going on in fp32 from the last good state")
             run.set_tags({"dftrack.fp32_retry": error.message})
         self.state = self._restored("fp32")
-        self.state.precision = "fp32"
+        self.state.precision, self.state.scaler = "fp32", new_scaler("fp32", self._device)
+        run.forget_epochs(self.state.epoch)
         return (yield from self._train(run, plan, stop))
 
     def _train(self, run: Run, plan: Plan, stop: StopRequests) -> Generator[Event, None, str]:
@@ -243,15 +246,13 @@ def _start_run(
     note = folder / "run.json"
     if not note.exists():
         write_text(note, json.dumps({"key": plan.key or uuid.uuid4().hex}))
-    run = tracker.start_run(
+    return tracker.start_run(
         plan.name,
         key=json.loads(note.read_text())["key"],
         settings={**flatten(config), **resolved, "run.threads": torch.get_num_threads()},
         tags={"dftrack.kind": plan.kind, "dftrack.data_digest": data.digest, **plan.tags},
         parent=plan.parent,
     )
-    record_start(run, data)
-    return run
 
 
 @contextmanager
@@ -264,10 +265,14 @@ def _closing(run: Run, folder: Path) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt, GeneratorExit) as error:
         run.finish("KILLED", end="interrupted", reason=str(error) or "stopped on request")
         raise
+    except StoreError as error:  # a full disk, a server that is away: it passes, and nothing may be lost by it
+        with suppress(StoreError):
+            run.finish("KILLED", end="interrupted", reason=error.message)
+        raise
     except BaseException as error:
         failure = _explained(error)
-        forget(folder.parents[1], folder.name)  # the next attempt is a run of its own
         run.finish("FAILED", end="failed", reason=str(failure), trace=traceback.format_exc())
+        forget(folder.parents[1], folder.name)  # the next attempt is a run of its own
         if failure is error:
             raise
         raise failure from error

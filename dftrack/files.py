@@ -127,7 +127,7 @@ def write_many(contents: Mapping[Path, bytes]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Put `text` (UTF-8) at `path`, all or nothing."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def sync_folder(folder: Path) -> None:

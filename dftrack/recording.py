@@ -51,10 +51,10 @@ def flat_metrics(found: Report) -> dict[str, float | None]:
     return own | {f"{found.split}/always_fake/{name}": value for name, value in found.always_fake.items()}
 
 
-def record_start(run: Run, data: DataSet) -> None:
-    """Record what is known before training: the data set, this machine, this code."""
+def record_start(run: Run, data: DataSet, opened: Sequence[str] = ("train", "val")) -> None:
+    """Record what is known before training: the data set and the splits it will open, this machine, this code."""
     origin = provenance()
-    run.log_dataset(data.source, data.digest, data.counts(), tuple(data.splits))
+    run.log_dataset(data.source, data.digest, data.counts(), opened)
     run.set_tags(
         {
             "user": origin.user,
@@ -88,7 +88,7 @@ def record_start(run: Run, data: DataSet) -> None:
 def evaluate_and_record(run: Run, trained: Trained, *, tests: bool, pictures: bool, keep_model: bool) -> Final:
     """Score val (and, if `tests`, the test splits); record numbers, every prediction, and what else is asked for."""
     names = ["val", *(trained.data.test_splits if tests else ())]
-    if tests:  # said before it is done: an opening that is then interrupted is an opening
+    if tests and trained.data.test_splits:  # said before it is done: an opening that is then interrupted is an opening
         run.set_tags({TESTS_OPENED: ", ".join(trained.data.test_splits)})
     predictions = [predict(trained.model, trained.data.splits[name], device=trained.device) for name in names]
     reports = tuple(report(found) for found in predictions)

@@ -27,8 +27,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 def tune_allocator() -> bool:
     """Tell glibc to keep big blocks instead of returning them to the kernel after every step.
 
-    Half of a training step on a CPU is page faults otherwise; not one computed bit changes. To be called before the
-    first big tensor. Returns whether it took effect (False on another C library).
+    Half of a training step on a CPU is page faults otherwise; not one computed bit changes. To be called when what
+    lasts is allocated: in one heap with what comes and goes it would break the heap up.
+    Returns whether it took effect (False on another C library).
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -302,8 +302,16 @@ class Run:
         return True
 
     def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
-        """Record values that belong to the run as a whole, undefined ones by name as in `log_epoch`."""
-        self._log(metrics, 0, mark="")
+        """Record values that belong to the run as a whole, undefined ones by name as in `log_epoch`.
+
+        A value that the run had already when it was started or resumed is not recorded again.
+        """
+        had = self.record.metrics
+        self._log({name: value for name, value in metrics.items() if value is None or had.get(name) != value}, 0, "")
+
+    def forget_epochs(self, first: int) -> None:
+        """Let the epochs from `first` on be recorded again: what is in of them was overtaken (see `metric_history`)."""
+        self._steps = {step for step in self._steps if step < first}
 
     def _log(self, metrics: Mapping[str, float | None], step: int, mark: str) -> None:
         defined = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
@@ -343,7 +351,7 @@ class Run:
 
     def log_text(self, text: str, path: str) -> None:
         """Store `text` as the artifact `path`, like "report/summary.md"; replaces an older one."""
-        self._put(scrub(text).encode(), path)
+        self._put(scrub(text).encode(errors="backslashreplace"), path)
 
     def log_json(self, value: Any, path: str) -> None:
         """Store plain data (dicts, lists, numbers, texts) as a JSON artifact; NaN and infinity are refused."""

@@ -17,7 +17,7 @@ from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
 from dftrack.runtime import StopRequests
-from dftrack.tracking import open_tracker
+from dftrack.tracking import Run, open_tracker
 from tests.makers import make_faces
 
 PLAIN = Plan(pictures=False)
@@ -242,3 +242,49 @@ def test_sigterm_stops_the_command_at_a_safe_point_with_its_exit_code(faces: Pat
     assert out == ""
     (record,) = open_tracker(store).runs()
     assert (record.status, record.end) == ("KILLED", "interrupted")
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(faces, epochs=3, checkpoint_seconds=0.0)
+    undisturbed = finish(config, store)
+    real = Run.log_epoch
+
+    def full(run: Run, step: int, metrics: dict[str, float | None]) -> bool:
+        if step == 2:
+            raise StoreError("database or disk is full")
+        return real(run, step, metrics)
+
+    monkeypatch.setattr(Run, "log_epoch", full)
+    with pytest.raises(StoreError, match="disk is full"):
+        finish(config, store)
+    monkeypatch.setattr(Run, "log_epoch", real)
+    record = open_tracker(store).runs(status="KILLED")[0]
+    events = list(run_experiment(config, store, plan=PLAIN))
+    assert events[-1].run_id == record.run_id
+    assert min(e.number for e in events if isinstance(e, Epoch)) == 2, "the first epoch was trained again"
+    assert events[-1].final.flat() == undisturbed.final.flat()
+
+
+def test_a_run_that_cannot_be_described_is_not_left_running(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("our own mistake")
+
+    monkeypatch.setattr("dftrack.experiment.record_start", broken)
+    with pytest.raises(ValueError, match="our own"):
+        finish(small(faces), store)
+    assert [run.status for run in open_tracker(store).runs()] == ["FAILED"]
+
+
+def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
+    faces: Path, store: Path, tmp_path: Path
+) -> None:
+    odd = make_faces(tmp_path / "odd", train=8, val=4, test=2)
+    first = next((odd / "val" / "real").iterdir())
+    os.rename(os.fsencode(first), os.fsencode(first.parent) + b"/Andr\xe9.jpg")
+    result = finish(small(odd), store, plan=Plan())
+    text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
+    assert "Andr" in text

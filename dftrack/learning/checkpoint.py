@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -50,7 +50,10 @@ class Checkpoints:
                 raise NonFiniteError(f"the weights {name} are not finite after epoch {state.epoch}, step {state.step}")
         name = f"epoch-{state.epoch:05}-step-{state.step:07}.safetensors"
         with write_aside(self._folder / name) as aside:
-            save_file(_tensors(state), aside, metadata={"state": json.dumps(_plain(state))})
+            try:
+                save_file(_tensors(state), aside, metadata={"state": json.dumps(_plain(state))})
+            except SafetensorError as error:  # a full disk comes as this
+                raise StoreError(f"cannot write {self._folder / name}: {error}", "is there space?") from error
             digest = sha256(aside)
         kept = [entry for entry in self._listed() if entry["file"] != name][-(KEPT - 1) :]
         write_text(self._folder / LIST, json.dumps([*kept, {"file": name, "sha256": digest}]))

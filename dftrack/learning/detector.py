@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dftrack.config import Config, Value, vary
 from dftrack.data.pictures import PictureError, decode
-from dftrack.errors import DetectorError, DftrackError
+from dftrack.errors import DetectorError, DftrackError, StoreError
 from dftrack.files import sha256, sync_folder, write_aside, write_text
 from dftrack.learning.model import MEAN, STD, FaceCNN, build_model
 from dftrack.learning.scores import BATCH_SIZE, score_pixels
@@ -112,7 +112,10 @@ class Detector:
             (folder / CARD).unlink()
             sync_folder(folder)
         with write_aside(folder / WEIGHTS) as aside:
-            safetensors.torch.save_file(state, aside)
+            try:
+                safetensors.torch.save_file(state, aside)
+            except safetensors.SafetensorError as error:  # a full disk comes as this
+                raise StoreError(f"cannot write {folder / WEIGHTS}: {error}", "is there space?") from error
             weights = sha256(aside)
         card: dict[str, Any] = {
             "format_version": FORMAT_VERSION,

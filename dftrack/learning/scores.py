@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dftrack.learning.model import FaceCNN, normalise
 
-BATCH_SIZE = 64  # images; enough to keep two cores busy, 0.4 GB of maps at 224 px
+BATCH_SIZE = 32  # images; enough to keep two cores busy, 0.4 GB of maps at 224 px
 ROWS = 4  # a batch is filled up to a multiple: for 1 to 3 rows matrix kernels add up in another order (2e-6 in P(fake))
 NEVER_CERTAIN = 2.0**-53  # scores keep this distance from 0 and 1, so that the log loss of a model is finite
 

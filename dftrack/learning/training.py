@@ -17,6 +17,7 @@ from dftrack.errors import TrainingError
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
 from dftrack.learning.model import FaceCNN, normalise
+from dftrack.runtime import tune_allocator
 
 CUDA_LOSS_EVERY = 50  # steps between two readings of the loss on a card, where reading means waiting
 SGD_MOMENTUM = 0.9
@@ -108,6 +109,8 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
     for batch in batches.epoch(state.epoch, skip=first):
         torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))  # dropout's draw
         loss = _train_step(state, batch)
+        if batches.device == "cpu" and state.step == first:
+            tune_allocator()  # now: what lasts (weights, gradients, moments) lies in blocks outside the heap
         _note(state, batches.batch_size, loss)
         look = batches.device == "cpu" or state.step % CUDA_LOSS_EVERY == 0 or state.step == steps
         seconds = time.perf_counter() - began
@@ -136,7 +139,7 @@ def _train_step(state: State, batch: Batch) -> _Loss:
         logits = state.model(normalise(batch.pixels))
     logits = logits.float()
     loss = functional.cross_entropy(logits, batch.labels)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad(set_to_none=device != "cpu")  # on a CPU: heap stays whole
     torch.autograd.backward(state.scaler.scale(loss))
     if not state.scaler.is_enabled():  # fused optimizers skip the update where this is 1, without waiting for the card
         state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined] # as the scaler does

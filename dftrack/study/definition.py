@@ -109,7 +109,8 @@ def find_study_file(name: str) -> Path:
     if path.suffix == ".toml" or path.exists():
         require(path.is_file(), f"there is no study file {path}", "give a .toml file, or default, rich or grid")
         return path
-    folders = (Path("studies"), Path(__file__).resolve().parents[2] / "studies")
+    package = Path(__file__).resolve().parents[1]
+    folders = (Path("studies"), package / "studies", package.parent / "studies")  # here, installed, in a checkout
     for folder in folders:
         if (folder / f"{name}.toml").is_file():
             return folder / f"{name}.toml"

@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,9 @@ class Life:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.alive"):  # of the killed, long forgotten
-            if time.time() - old.stat().st_mtime > FORGOTTEN and is_free(old):
-                old.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # it ended just now
+                if time.time() - old.stat().st_mtime > FORGOTTEN and is_free(old):
+                    old.unlink(missing_ok=True)
         machine = this_machine()
         name = f"{machine.split('/')[0]}-{secrets.token_hex(6)}"
         self.worker = Worker(name, machine, (folder / f"{name}.alive").absolute())

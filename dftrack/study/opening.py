@@ -12,7 +12,7 @@ from dftrack.study.definition import StudyDefinition, check_trials
 from dftrack.study.fingerprint import Fingerprint, differences
 from dftrack.study.storage import Storage
 
-FINGERPRINT, TRIALS = "fingerprint", "trials"  # attributes of a study in the storage
+FINGERPRINT, TRIALS, EPOCHS = "fingerprint", "trials", "epochs"  # attributes of a study in the storage
 
 
 class StudyChanged(StoreError):  # noqa: N818 - says what happened
@@ -36,6 +36,11 @@ class OpenStudy:
     def trials(self) -> int:
         """How many trials it ends with: as the latest start said, which workers already at work obey as well."""
         return int(self.storage.backend.get_study_user_attrs(self.study_id)[TRIALS])
+
+    def epochs(self) -> int | None:
+        """Passes of a trial that reaches the end, as the study was made with; None: not noted."""
+        noted = self.storage.backend.get_study_user_attrs(self.study_id).get(EPOCHS)
+        return None if noted is None else int(noted)
 
 
 def open_study(
@@ -65,6 +70,7 @@ def open_study(
         study_id = backend.create_new_study([StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE], name)
         backend.set_study_user_attr(study_id, FINGERPRINT, dict(mark.values))
         backend.set_study_user_attr(study_id, TRIALS, trials or definition.trials)
+        backend.set_study_user_attr(study_id, EPOCHS, definition.epochs)
         return OpenStudy(storage, name, study_id, is_new=True)
 
     return storage.steady(step)

@@ -5,18 +5,19 @@ finds, and the parent run is written anew from what the storage says.
 """
 
 import contextlib
+import dataclasses
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dftrack import __version__
 from dftrack.config import INCIDENTAL, Value, flatten
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import DftrackError, Interrupted
+from dftrack.errors import DftrackError, Interrupted, StoreError, require
 from dftrack.experiment import Event as ExperimentEvent
 from dftrack.experiment import Plan, Result, Stage, run_experiment
 from dftrack.recording import TESTS_OPENED, record_start
@@ -52,6 +53,7 @@ class Request:
     trials: int | None = None  # the total; None: as before, or as the file says
     workers: int = 1
     new: bool = False
+    command: str = ""  # what a person types to go on with it; "": made from the study's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,8 @@ class _Session:
     """The study while this process works on it."""
 
     def __init__(self, request: Request, watch: Watch, stop: StopRequests) -> None:
+        require(request.workers >= 1, f"--workers must be at least 1, got {request.workers}")
+        request = dataclasses.replace(request, store=request.store.expanduser())
         self.request, self.watch, self.stop = request, watch, stop
         self.data = open_data(request.definition.config({}).data, request.store, self._stage)
         self.definition = _at_size(request.definition, self.data.image_size)
@@ -165,13 +169,19 @@ class _Session:
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Close the parent run as what it is, however the work ends. Until then this process counts as at work."""
-        life = Life(self.request.store / "studies" / "workers")
+        life: Life | None = None
         try:
+            self.stop.check()
+            life = Life(self.request.store / "studies" / "workers")
             record_start(self.run, self.data)
             self.run.log_text(self.definition.text, "study/study.toml")
             yield
         except (Interrupted, KeyboardInterrupt):
             self.run.finish("KILLED", end="interrupted", reason="stopped on request; the same command goes on")
+            raise
+        except StoreError as error:
+            with contextlib.suppress(StoreError):  # it passes, and the same command goes on
+                self.run.finish("KILLED", end="interrupted", reason=error.message)
             raise
         except BaseException as error:
             reason = error.message if isinstance(error, DftrackError) else f"{type(error).__name__}: {error}"
@@ -180,7 +190,8 @@ class _Session:
         else:
             self.run.finish("FINISHED", end="complete")
         finally:
-            life.end()
+            if life:
+                life.end()
             self.storage.close()
 
     def search(self) -> None:
@@ -197,7 +208,7 @@ class _Session:
             on_ended=TrialCloser(self.request.store, self.key),
         )
         if ended < total:  # else only the winner's trainings are left
-            run_workers(work, self.request.workers, self._hear)
+            run_workers(work, self.request.workers, self._hear, check=self.stop.check)
         self._mend()
 
     def _hear(self, event: Event) -> None:
@@ -233,12 +244,24 @@ class _Session:
         winner = ranked[0]
         lock = self.request.store / "studies" / f"{self.key}.finals.lock"
         lock.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock):
+        with self._waited(FileLock(lock)):
             done = {final.seed for final in self.finals()}
             for number, seed in enumerate(self._final_seeds(), start=1):
                 if seed not in done:
                     self.watch(FinalStarted(winner.number, seed, number, self.definition.final_seeds))
                     self._train_final(winner, seed)
+
+    @contextlib.contextmanager
+    def _waited(self, lock: FileLock) -> Iterator[None]:
+        """Hold the lock; while another process holds it, look whether somebody wants this one to stop."""
+        while not lock.is_locked:
+            self.stop.check()
+            with contextlib.suppress(Timeout):
+                lock.acquire(timeout=1)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _final_seeds(self) -> list[int]:
         """Seeds that no trial was trained with."""
@@ -303,7 +326,7 @@ class _Session:
             ended=max((r.ended for r in records if r.ended), default=None)
             if all(r.is_ended for r in records)
             else None,
-            command=f"dftrack study --study {self.definition.name}",
+            command=self.request.command or f"dftrack study --study {self.definition.name}",
         )
 
     def _seconds(self, run: RunRecord) -> float:

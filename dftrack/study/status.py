@@ -70,6 +70,8 @@ def status(
     watch: the same one at each look lets workers of other machines be judged; a first look takes them for alive.
     """
     watch = watch or Watch()
+    if epochs := opened.epochs():  # perhaps other ones than the study file's
+        definition = definition.revised({"train.epochs": epochs})
     records = Reader(opened.storage.backend, opened.study_id).read()
     claimed = [one for one in records if one.status == "running" and one.claim and one.claim.state == "claimed"]
     alive = [record for record in claimed if not watch.is_dead(record)]

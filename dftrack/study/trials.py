@@ -6,7 +6,7 @@ from pathlib import Path
 from dftrack.experiment import Plan, Result, forget, run_experiment
 from dftrack.learning.training import Epoch
 from dftrack.objective import value_of
-from dftrack.runtime import StopRequests, tune_allocator
+from dftrack.runtime import StopRequests
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.jobs import Ended, Job, Outcome
 from dftrack.study.naming import trial_key, trial_name
@@ -28,7 +28,6 @@ class TrialTrainer:
 
     def __call__(self, job: Job, emit: Emit, stop: StopRequests) -> Outcome:
         """Train from the trial's last checkpoint to the job's last epoch, in the trial's own run."""
-        tune_allocator()
 
         def go_on(epoch: Epoch) -> str:
             emit(epoch.number, value_of(epoch, self.definition.metric))

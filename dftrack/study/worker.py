@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dftrack.errors import EXIT_TERMINATED, DftrackError, Interrupted
+from dftrack.errors import EXIT_TERMINATED, DftrackError, Interrupted, StoreError
 from dftrack.runtime import StopRequests, catch_stop_requests
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, Finished, Idle, Left, Progress, Refused, Started, TrialEnded
@@ -115,6 +115,8 @@ def _do(
         return "superseded", str(news)
     except (Interrupted, KeyboardInterrupt) as request:
         stop, outcome = request, Outcome("released", reason="interrupted")
+    except StoreError as error:  # not the trial's fault: it goes on when the store is there again
+        stop, outcome = error, Outcome("released", reason=error.message)
     except BaseException as error:  # a trial's failure, out of memory included, is not the study's
         text = f"{type(error).__name__}: {error}".strip().rstrip(":")
         outcome = Outcome("failed", reason=text, traceback="".join(traceback.format_exception(error)))

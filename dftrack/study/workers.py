@@ -55,9 +55,11 @@ def run_workers(
     on_event: Callable[[Event], None] = lambda event: None,
     *,
     gpus: tuple[str, ...] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> str:
     """Let `count` processes work until the study is done. Returns why there is nothing left to do.
 
+    check: asked all the time; what it raises ends the work as a request does.
     gpus: names for CUDA_VISIBLE_DEVICES that the workers get in turn; None: all of this machine; (): a CPU shared out.
     A worker that dies is replaced. Ctrl-C or SIGTERM stops all of them at a safe point, a second one kills them (their
     trials can be taken up again either way); then Interrupted is raised. If this process is killed, they stop as well.
@@ -69,7 +71,12 @@ def run_workers(
         try:
             for index in range(count):
                 crew.start(index)
-            return _watch(crew, count, on_event, requests.check)
+
+            def both() -> None:
+                check()
+                requests.check()
+
+            return _watch(crew, count, on_event, both)
         except BaseException:
             _stop(crew, on_event)
             raise
