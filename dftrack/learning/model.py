@@ -47,7 +47,7 @@ class FaceCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = images  # (B, 3, S, S)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            maps = functional.relu(functional.max_pool2d(norm(conv(maps)), kernel_size=2, stride=2))
+            maps = functional.relu(functional.max_pool2d(norm(conv(maps)), 2, stride=2), inplace=True)
         hidden = functional.relu(self.fc1(torch.flatten(maps, start_dim=1)))  # (B, 512)
         logits: Tensor = self.fc2(self.dropout(hidden))  # (B, 2)
         return logits
