@@ -59,10 +59,10 @@ def of_study(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
             shown = any(text in frame.locator("body").inner_text() for frame in page.frames if frame != frames[0])
             assert shown, f"the page does not show {text!r} in {name}"
         else:
-            page.get_by_text(text).first.wait_for()
+            page.get_by_text(text).first.wait_for(state="attached")
         taken.append(save_screenshot(page, folder / f"study-{Path(name).stem}.png"))
     page.goto(f"{ui.url}/#/experiments/{run.experiment_id}/runs?searchFilter=tags.%60dftrack.study%60%20!%3D%20''")
-    page.get_by_text("trial 0").first.wait_for()
+    page.get_by_text("trial 0").first.wait_for(state="attached")
     taken.append(save_screenshot(page, folder / "study-runs.png"))
     return taken
 

@@ -256,3 +256,9 @@ def test_mean_and_deviation_are_those_of_the_standard_library() -> None:
     values = [0.1, 0.4, 0.25, 0.7]
     found = spread(values)
     assert found is not None and (found.mean, found.sd) == (statistics.fmean(values), statistics.stdev(values))
+
+
+def test_the_interval_is_told_within_what_the_metric_can_be() -> None:
+    found = judge([0.91, 0.92, 0.85], 0.86, "maximize", (0.0, 1.0))
+    assert found.word == "not told apart"
+    assert "to 1.0000" in found.reason, f"no AUC is above 1: {found.reason}"

@@ -136,7 +136,9 @@ def verdict(summary: StudySummary) -> Verdict:
     winner = best_record(summary.records, summary.definition.direction)
     if winner is not None and dict(winner.params) == summary.definition.baseline():
         return Verdict("not told apart", "the winner is the baseline itself")
-    return judge([final.val for final in summary.finals], summary.baseline, summary.definition.direction)
+    definition = summary.definition
+    limits = LIMITS.get(definition.metric, (float("-inf"), float("inf")))
+    return judge([final.val for final in summary.finals], summary.baseline, definition.direction, limits)
 
 
 def markdown(summary: StudySummary) -> str:

@@ -52,11 +52,17 @@ def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread | 
     return Spread(n, mean, sd, mean - reach, mean + reach)
 
 
-def judge(values: Sequence[float], baseline: float | None, direction: Direction) -> Verdict:
+def judge(
+    values: Sequence[float],
+    baseline: float | None,
+    direction: Direction,
+    limits: tuple[float, float] = (-math.inf, math.inf),
+) -> Verdict:
     """The winner's final trainings against one training of the baseline.
 
     If both were equally good, the baseline's value would be one more draw from the same noise, and fall into the
     prediction interval 95 times in 100. Outside it is better or worse, inside they are not told apart.
+    limits: what the metric can be at all; the interval is told within them.
     """
     found = spread(values)
     if baseline is None or not math.isfinite(baseline):
@@ -66,7 +72,7 @@ def judge(values: Sequence[float], baseline: float | None, direction: Direction)
         return Verdict("undefined", f"{count} of the winner: seed noise needs at least two")
     if found.low is None or found.high is None:
         return Verdict("undefined", f"all {found.n} final trainings gave the same value, so seed noise is not known")
-    interval = f"{found.low:.4f} to {found.high:.4f}"
+    interval = f"{max(limits[0], found.low):.4f} to {min(limits[1], found.high):.4f}"
     if found.low <= baseline <= found.high:
         reason = f"the baseline's {baseline:.4f} lies where one more training of the winner may fall ({interval})"
         return Verdict("not told apart", reason)
