@@ -61,8 +61,9 @@ def of_study(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
         else:
             page.get_by_text(text).first.wait_for(state="attached")
         taken.append(save_screenshot(page, folder / f"study-{Path(name).stem}.png"))
-    page.goto(f"{ui.url}/#/experiments/{run.experiment_id}/runs?searchFilter=tags.%60dftrack.study%60%20!%3D%20''")
-    page.get_by_text("trial 0").first.wait_for(state="attached")
+    page.goto(f"{ui.url}/#/experiments/{run.experiment_id}/runs")
+    page.locator(f"a:has-text('{run.name}'):visible").first.wait_for()
+    page.wait_for_timeout(3000)
     taken.append(save_screenshot(page, folder / "study-runs.png"))
     return taken
 
