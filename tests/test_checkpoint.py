@@ -136,3 +136,20 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypat
     restored = fresh()
     assert checkpoints.restore(restored) and restored.step == 1
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_told_by_safetensors_is_an_error_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    from dftrack.errors import StoreError
+    from dftrack.learning import checkpoint
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StoreError, match="No space left"):
+        Checkpoints(tmp_path, every_seconds=0).save(go_on(fresh(), stop_after=1))
+    assert not list(tmp_path.iterdir())

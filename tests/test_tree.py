@@ -148,7 +148,7 @@ def test_every_locked_package_carries_hashes_and_the_lock_names_no_index_and_no_
     assert len(blocks) > 100
     bare = [block.split()[0] for block in blocks if not re.search(r"--hash=sha256:[0-9a-f]{64}", block)]
     assert not bare, f"without a hash: {bare}"
-    for forbidden in ("://", "--index", "--find-links", "file:", " @ "):
+    for forbidden in ("://", "--index", "--find", "file:", " @ "):
         assert forbidden not in text, f"requirements.lock contains {forbidden!r}"
 
 
