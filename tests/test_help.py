@@ -39,7 +39,7 @@ def write_pages() -> None:
 def test_every_help_page_is_what_typer_says() -> None:
     said = written_by_typer()
     stored = {page.name: page.read_text(encoding="utf-8") for page in PAGES.glob("*.txt")}
-    assert stored == said, "the pages in dftrack/help are out of step with cli.py: run `make help-pages`"
+    assert stored == said, "the pages in dftrack/help are out of step with the commands: run `make help-pages`"
 
 
 @pytest.mark.parametrize(

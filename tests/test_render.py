@@ -17,7 +17,7 @@ def test_brackets_in_a_name_are_shown_as_they_are(name: str, capsys: pytest.Capt
 
 
 def test_the_command_that_goes_on_leaves_out_what_holds_for_one_start() -> None:
-    from dftrack.cli import _again
+    from dftrack.cli.search import _again
 
     words = ["study", "--trials", "30", "--new", "--data", "my faces", "--trials=40", "--json"]
     assert _again(words) == "dftrack study --data 'my faces'"

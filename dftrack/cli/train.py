@@ -1,0 +1,84 @@
+"""The command that trains the reference network."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, pairs
+
+if TYPE_CHECKING:
+    from dftrack.config import Config, Value
+    from dftrack.experiment import Result
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: dftrack baseline --data faces/ --epochs 3 --set model.dropout=0.3  ·  Exit codes: 0 done, "
+    "2 setting, 3 data, 4 store, 5 device, 6 training, 130 Ctrl-C, 143 SIGTERM (the same command goes on)."
+)
+def baseline(
+    data: Annotated[
+        str, typer.Option(help="'sample', a folder of real and fake pictures, or a manifest.csv.")
+    ] = "sample",
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures [10].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order, dropout and augmentation [0].")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 [auto].")] = None,
+    settings: Settings = None,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Train the reference network, judge it, and record everything in MLflow."""
+    shorthand = {
+        "data.source": data,
+        "train.epochs": epochs,
+        "train.seed": seed,
+        "train.device": device,
+        "train.precision": precision,
+    }
+    config = _configure({name: value for name, value in shorthand.items() if value is not None}, settings or [])
+    result = _run(config, store)
+
+    from dftrack import render
+
+    assert result.final is not None, "a baseline always trains to its end"
+    final = result.final
+    if as_json:
+        render.print_json(
+            {
+                "run_id": result.run_id,
+                "status": "FINISHED",
+                "metrics": final.flat(),
+                "settings": {**final.settings},
+                "data_digest": final.data_digest,
+                "store": str(store.resolve()),
+            }
+        )
+        return
+    render.show_results({r.split: r.metrics for r in final.reports}, {r.split: r.always_fake for r in final.reports})
+    where = elsewhere(store)
+    render.say(f"run {result.run_id} is FINISHED. Pictures, curves and the model:  dftrack ui{where}")
+    render.say(f"score your own pictures:  dftrack predict PICTURE... --run {result.run_id[:8]}{where}")
+
+
+def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
+    """The baseline's settings with the command line's on top."""
+    from dftrack.config import Config, vary
+
+    return vary(Config(), {**shorthand, **pairs(settings)})
+
+
+def _run(config: "Config", store: Path) -> "Result":
+    """Run one experiment with a live screen; returns its result."""
+    from dftrack.experiment import Result, run_experiment
+    from dftrack.runtime import catch_stop_requests
+    from dftrack.screens import Screen
+
+    with catch_stop_requests() as stop, Screen() as screen:
+        for event in run_experiment(config, store, stop=stop, watch=screen.show):
+            screen.show(event)
+            if isinstance(event, Result):
+                return event
+    raise AssertionError("an experiment ends with its Result")
