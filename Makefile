@@ -69,7 +69,7 @@ lock: $(STAMP)  ## write requirements.lock anew from pyproject.toml (ARGS=--upgr
 	    --no-emit-index-url --custom-compile-command "make lock" --extra dev --constraint /dev/stdin \
 	    --output-file requirements.lock $(ARGS) pyproject.toml
 
-help-pages: $(STAMP)  ## write the pages that answer --help anew from cli.py
+help-pages: $(STAMP)  ## write the pages that answer --help anew from the commands
 	$(BIN)/python -c 'from tests.test_help import write_pages; write_pages()'
 
 screenshots: $(STAMP)  ## a real browser takes pictures of the MLflow page of mlruns/ into screenshots/

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from dftrack.cli import data, look, search, train, use
+from dftrack.cli import data, judge, look, release, search, train, use
 from dftrack.errors import EXIT_INTERRUPTED, DftrackError, Interrupted
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 app.add_typer(train.app)
 app.add_typer(search.app)
+app.add_typer(judge.app)
+app.add_typer(release.app)
 app.add_typer(use.app)
 app.add_typer(look.app)
 app.add_typer(data.app, name="data")
