@@ -135,6 +135,7 @@ def _save(place: Path, folder: Path, model: LoggedModel, run_id: str) -> None:
                 [
                     ColSpec(DataType.double, "score"),
                     ColSpec(DataType.string, "verdict"),
+                    ColSpec(DataType.double, "probability"),
                     ColSpec(DataType.string, "status"),
                     ColSpec(DataType.string, "reason"),
                 ]

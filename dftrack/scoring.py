@@ -1,7 +1,8 @@
 """The code that is logged with a model: MLflow runs it where the model is loaded or served.
 
 Input: a list of texts, each a picture as base64 (also as a `data:` URL) or the path of a picture file.
-Output: a table with a row per picture: score in [0, 1] (how surely fake), verdict, status, reason.
+Output: a table with a row per picture: score in [0, 1] (how surely fake), verdict, probability (the calibrated P(fake);
+NaN where the model was not calibrated), status, reason.
 The weights are safetensors and JSON, checked against their hash; nothing is unpickled.
 """
 
@@ -35,13 +36,14 @@ class ScoringModel(PythonModel):
         rows = [
             (
                 math.nan if verdict.score is None else verdict.score,
-                verdict.verdict or "",
+                verdict.verdict,
+                math.nan if verdict.probability is None else verdict.probability,
                 verdict.status,
-                verdict.reason or "",
+                verdict.reason,
             )
             for verdict in verdicts
         ]
-        return pd.DataFrame(rows, columns=["score", "verdict", "status", "reason"])
+        return pd.DataFrame(rows, columns=["score", "verdict", "probability", "status", "reason"])
 
 
 def _texts(model_input: Any) -> Iterable[str]:

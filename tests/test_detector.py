@@ -31,9 +31,9 @@ def small_model(seed: int = 0, size: int = SIZE) -> FaceCNN:
     return model
 
 
-def make_detector(threshold: float = 0.5) -> Detector:
+def make_detector(threshold: float = 0.5, temperature: float | None = None) -> Detector:
     settings = flatten(vary(Config(), {"data.image_size": SIZE, "model.dropout": 0.25}))
-    return Detector(model=small_model(), settings=settings, threshold=threshold)
+    return Detector(model=small_model(), settings=settings, threshold=threshold, temperature=temperature)
 
 
 def pictures(n: int, size: int = SIZE) -> np.ndarray:
@@ -96,6 +96,27 @@ def test_the_threshold_decides_and_a_score_at_it_is_fake(saved: Path) -> None:
     for threshold, word in ((score, "fake"), (min(score + 1e-9, 1), "real"), (0.0, "fake")):
         judge = Detector(model=small_model(), settings={}, threshold=threshold)
         assert next(judge.judge([content])).verdict == word, f"score {score}, threshold {threshold}"
+
+
+def test_a_temperature_is_kept_and_gives_the_calibrated_probability(tmp_path: Path) -> None:
+    make_detector(temperature=2.5).save(tmp_path)
+    loaded = Detector.load(tmp_path)
+    content = encode_png(pictures(1)[0])
+    verdict = next(loaded.judge([content]))
+    assert verdict.score is not None and loaded.temperature == 2.5
+    logit = np.log(verdict.score / (1 - verdict.score))
+    assert verdict.probability == pytest.approx(1 / (1 + np.exp(-logit / 2.5)), abs=1e-12)
+    assert loaded.calibrated(verdict.score) == verdict.probability
+    assert next(loaded.judge([b""])).probability is None
+
+
+def test_a_description_from_before_there_was_a_temperature_is_not_calibrated(
+    saved: Path, change_card: Callable[..., None]
+) -> None:
+    change_card(lambda card: card.pop("temperature"))
+    loaded = Detector.load(saved)
+    assert (loaded.temperature, loaded.calibrated(0.5)) == (None, None)
+    assert next(loaded.judge([encode_png(pictures(1)[0])])).probability is None
 
 
 def test_a_bad_file_gets_its_reason_and_the_others_their_scores_in_order(saved: Path, tmp_path: Path) -> None:
@@ -172,6 +193,9 @@ def test_no_flipped_bit_in_the_description_changes_what_is_loaded(saved: Path, m
         (lambda card: card.update(threshold="0.5"), "'threshold' is missing or of the wrong kind"),
         (lambda card: card.update(threshold=True), "'threshold' is missing or of the wrong kind"),
         (lambda card: card.update(threshold=1.5), r"must be in \[0, 1\], got 1.5"),
+        (lambda card: card.update(temperature="2"), "'temperature' must be a number or null, got '2'"),
+        (lambda card: card.update(temperature=True), "'temperature' must be a number or null, got True"),
+        (lambda card: card.update(temperature=0), "temperature of a detector must be positive, got 0"),
         (lambda card: card.pop("weights_sha256"), "'weights_sha256' is missing"),
         (lambda card: card.update(classes=["fake", "real"]), "classes must be"),
         (lambda card: card["preprocessing"].pop("image_size"), "image_size must be a whole number, got None"),

@@ -63,7 +63,8 @@ print(json.dumps({
 @pytest.fixture
 def detector() -> Detector:
     torch.manual_seed(7)
-    return Detector(model=build_model(ModelConfig(), SIZE).eval(), settings=flatten(Config()), threshold=0.5)
+    model = build_model(ModelConfig(), SIZE).eval()
+    return Detector(model=model, settings=flatten(Config()), threshold=0.5, temperature=2.0)
 
 
 @pytest.fixture
@@ -117,13 +118,14 @@ def test_a_fresh_process_scores_files_and_base64_text_with_the_same_numbers(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
-    assert answer["columns"] == ["score", "verdict", "status", "reason"]
+    assert answer["columns"] == ["score", "verdict", "probability", "status", "reason"]
     expected = list(detector.judge(pictures))
     expected = [*expected, *expected, expected[0]]
-    for (score, verdict, status, _), judged in zip(answer["rows"], expected, strict=False):
+    for (score, verdict, probability, status, _), judged in zip(answer["rows"], expected, strict=False):
         assert (score, verdict, status) == (pytest.approx(judged.score, abs=1e-6), judged.verdict, "ok")
-    for score, verdict, status, reason in answer["rows"][len(expected) :]:
-        assert (score, verdict, status) == (None, "", "unreadable") and reason
+        assert probability == pytest.approx(judged.probability, abs=1e-6) != score
+    for score, verdict, probability, status, reason in answer["rows"][len(expected) :]:
+        assert (score, verdict, probability, status) == (None, "", None, "unreadable") and reason
     assert [row["score"] for row in answer["served"][: len(expected)]] == [
         row[0] for row in answer["rows"][: len(expected)]
     ]

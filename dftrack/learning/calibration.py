@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
 from dftrack.errors import MetricError
 from dftrack.learning.metrics import FloatArray, IntArray, check_scores
+from dftrack.learning.temperature import apply_temperature as apply_temperature  # fitted here, applied everywhere
 
 BINS = 15  # as in Guo et al. 2017
 COLDEST, HOTTEST = 1e-3, 1e3  # temperatures beyond which the scores are taken to be perfect, or worthless
@@ -81,11 +81,3 @@ def fit_temperature(scores: FloatArray, labels: IntArray) -> float:
     if slope(1 / COLDEST) <= 0:
         raise MetricError("no temperature is best: every picture is judged rightly, so surer would always be better")
     return 1 / float(brentq(slope, 1 / HOTTEST, 1 / COLDEST, xtol=1e-12, rtol=1e-12))
-
-
-def apply_temperature(scores: FloatArray, temperature: float) -> NDArray[np.float64]:
-    """P(fake) after dividing the logits by `temperature` > 0: (n,) -> (n,) in (0, 1), in the same order."""
-    if not temperature > 0:
-        raise MetricError(f"a temperature must be positive, got {temperature:g}")
-    sharpened: NDArray[np.float64] = expit(logit(np.clip(np.asarray(scores, float), _EDGE, 1 - _EDGE)) / temperature)
-    return sharpened

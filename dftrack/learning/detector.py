@@ -27,6 +27,7 @@ from dftrack.errors import DetectorError, DftrackError, StoreError
 from dftrack.files import sha256, sync_folder, write_aside, write_text
 from dftrack.learning.model import MEAN, STD, FaceCNN, build_model
 from dftrack.learning.scores import BATCH_SIZE, score_pixels
+from dftrack.learning.temperature import apply_temperature
 
 FORMAT_VERSION = 1
 WEIGHTS, CARD = "model.safetensors", "detector.json"
@@ -44,6 +45,7 @@ class Verdict:
     verdict: Literal["real", "fake", ""]
     status: Literal["ok", "unreadable"]
     reason: str  # why it is unreadable, else ""
+    probability: float | None = None  # calibrated P(fake); None if unreadable or the detector is not calibrated
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -53,11 +55,14 @@ class Detector:
     model: FaceCNN
     settings: Mapping[str, Value]  # dotted name -> value, of the experiment that trained it
     threshold: float = 0.5  # P(fake) from which on a picture is called fake
+    temperature: float | None = None  # divides the logits so that P(fake) means what it says; None: not calibrated
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.threshold) and 0 <= self.threshold <= 1):
             raise DetectorError(f"the threshold of a detector must be in [0, 1], got {self.threshold}")
+        if self.temperature is not None and not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise DetectorError(f"the temperature of a detector must be positive, got {self.temperature}")
 
     @property
     def image_size(self) -> int:
@@ -81,7 +86,8 @@ class Detector:
                         yield Verdict(name, None, "", "unreadable", picture)
                     else:
                         score = next(scores)
-                        yield Verdict(name, score, "fake" if score >= self.threshold else "real", "ok", "")
+                        word: Literal["real", "fake"] = "fake" if score >= self.threshold else "real"
+                        yield Verdict(name, score, word, "ok", "", self.calibrated(score))
 
     def score(self, pixels: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:
         """P(fake) of decoded pictures: (n, S, S, 3) uint8 RGB with S the detector's size -> (n,) in (0, 1).
@@ -92,6 +98,10 @@ class Detector:
         if not np.all(np.isfinite(scores)):
             raise DetectorError(f"the network gives no finite score for {np.sum(~np.isfinite(scores))} pictures")
         return scores
+
+    def calibrated(self, score: float) -> float | None:
+        """What a score in (0, 1) is worth as a probability; None if the detector was never calibrated."""
+        return None if self.temperature is None else float(apply_temperature(score, self.temperature))
 
     def _read(self, source: Path | bytes) -> NDArray[np.uint8] | str:
         """The picture (S, S, 3), or the reason why there is none."""
@@ -122,6 +132,7 @@ class Detector:
             "classes": list(CLASSES),
             "preprocessing": self._preprocessing(),
             "threshold": self.threshold,
+            "temperature": self.temperature,
             "settings": dict(self.settings),
             "weights_sha256": weights,
         }
@@ -151,7 +162,13 @@ class Detector:
         del content
         model = _fill(card, state, folder)
         model = model.to(device).eval()
-        detector = cls(model=model, settings=card["settings"], threshold=float(card["threshold"]), device=device)
+        detector = cls(
+            model=model,
+            settings=card["settings"],
+            threshold=float(card["threshold"]),
+            temperature=card.get("temperature"),  # cards from before there was one have none
+            device=device,
+        )
         if card["preprocessing"] != detector._preprocessing():
             raise DetectorError(f"{folder / CARD} asks for another preprocessing than this version of dftrack does")
         return detector
@@ -183,6 +200,9 @@ def _read_card(path: Path) -> dict[str, Any]:
     for field, kind in {**_FIELDS, "sha256": str}.items():
         if not isinstance(card.get(field), kind) or isinstance(card[field], bool):
             raise DetectorError(f"{path}: the field {field!r} is missing or of the wrong kind")
+    temperature = card.get("temperature")
+    if temperature is not None and (isinstance(temperature, bool) or not isinstance(temperature, int | float)):
+        raise DetectorError(f"{path}: the field 'temperature' must be a number or null, got {temperature!r}")
     if card.pop("sha256") != _digest(card):
         raise DetectorError(f"{path} is not what was saved: its sha256 differs", "copy the detector again from its run")
     if card["classes"] != list(CLASSES):
