@@ -1,6 +1,6 @@
 """How a model is laid down in MLflow: weights and settings as files, and the code that scores; no pickle anywhere.
 
-A part of the door to MLflow: only `tracking` calls it.
+A part of the door to MLflow: only `tracking` and `registered` call it.
 """
 
 import shutil
@@ -66,7 +66,7 @@ def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, t
 
 def fetch(client: MlflowClient, run_id: str) -> Path | None:
     """The local folder with the detector that a run logged last, or None; a copy only if the store is elsewhere."""
-    model = _ready(client, run_id)
+    model = latest(client, run_id)
     if model is None:
         return None
     if place := local_path(model.artifact_location):
@@ -88,6 +88,11 @@ def drop(client: MlflowClient, run_id: str) -> bool:
         client.delete_logged_model(model.model_id)
         dropped = True
     return dropped
+
+
+def latest(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    """The model that a run logged last and whole, or None."""
+    return _ready(client, run_id)
 
 
 def _ready(client: MlflowClient, run_id: str, digest: str | None = None) -> LoggedModel | None:

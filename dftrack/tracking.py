@@ -30,6 +30,7 @@ from dftrack.errors import StoreError
 from dftrack.files import write_bytes
 from dftrack.page import Page, serve_ui
 from dftrack.redaction import scrub
+from dftrack.registered import Registered, model_folder
 
 __all__ = ["Page", "Run", "RunRecord", "Store", "Tracker", "open_tracker", "prepare_store", "scrub", "serve_ui"]
 
@@ -259,6 +260,24 @@ class Tracker:
         """Delete the model that a run logged, weights and all. Returns whether there was one."""
         with speaking(self._connection.uri):
             return logged_model.drop(self._client, run_id)
+
+    def registered(self, name: str) -> Registered:
+        """The versions and aliases of the registered model `name`, which need not exist."""
+        return Registered(self._connection, name)
+
+    def model_folder(self, run_id: str) -> Path:
+        """The whole folder of the model that a run logged, with MLflow's own files. StoreError if it logged none."""
+        return model_folder(self._connection, self.find_run(run_id).run_id)
+
+    def artifacts(self, run_id: str, folder: str) -> list[str]:
+        """The names of the files in the artifact folder `folder` of a run, sorted; none if there is no such folder."""
+        record = self.find_run(run_id)
+        if place := local_path(record.artifact_uri):
+            inside = place / _inside(folder)
+            return sorted(file.name for file in inside.iterdir()) if inside.is_dir() else []
+        with speaking(self._connection.uri):
+            found = self._client.list_artifacts(record.run_id, folder)
+        return sorted(PurePosixPath(file.path).name for file in found)
 
     def detector_folder(self, run_id: str) -> Path:
         """The folder with a run's weights and settings, for Detector.load. Raises StoreError if it logged no model."""
