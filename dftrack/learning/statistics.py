@@ -1,0 +1,251 @@
+"""How sure a number is, and whether two detectors differ: intervals over groups, and paired tests.
+
+A scene, video or person is what was drawn from the world, not a picture: all intervals but McNemar's and DeLong's take
+the group for the independent unit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from dftrack.errors import MetricError
+from dftrack.learning import metrics
+from dftrack.learning.bootstrap import MEASURES, Case, Floats, make_case, resample
+from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, FloatArray, IntArray
+
+LEVEL = 0.95
+RESAMPLES = 1000
+LEAST_GROUPS = 6  # of five, even if all agree, a two-sided sign test gives p = 0.0625: no 95 % statement can be had
+MOST_UNDEFINED = 0.05  # share of the resamples in which a metric may be undefined
+CERTAIN = 1e-12  # a standard error below is rounding
+UNBOUNDED = ("log_loss",)  # all other metrics lie in [0, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Where the true value lies, at the level asked for."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """The first minus the second of two things measured on the same pictures. p_value: two-sided, of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+def group_intervals(
+    scores: FloatArray,
+    labels: IntArray,
+    groups: Sequence[str],
+    threshold: float = DEFAULT_THRESHOLD,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, Interval | None]:
+    """An interval for each of MEASURES from a bootstrap over groups; None where it is undefined.
+
+    scores: (n,) P(fake); labels: (n,) 0 real, 1 fake; groups: n names of scenes, videos or people.
+    None: the metric itself is undefined, all scores are equal, fewer than LEAST_GROUPS groups bear on the metric, or
+    over 5 % of the resamples leave it undefined (those few are dropped). Unfit labels or groups raise MetricError.
+
+    The bootstrap gives the standard error; the interval is Wilson's for a share in [0, 1], with the effective number of
+    pictures p (1 - p) / se^2 and Student's t of (groups - 1): the choice that comparisons recommend for shares
+    in clustered samples. For the log loss it is Student's t on the logarithm. Percentile intervals of 60 groups are
+    too narrow by themselves (factor sqrt(1 - 1/G), and z for t), and collapse to a point when a share is 1, where
+    Wilson's, with one picture for each group, remains honest. benchmarks/coverage.py measures all this.
+    Sources: Wilson 1927; Korn and Graubard 1998; Dean and Pagano 2015; Franco et al. 2019; Hesterberg 2015.
+    """
+    points = metrics.summarise(scores, labels, threshold)
+    if len(groups) != len(labels):
+        raise MetricError(f"{len(groups)} groups for {len(labels)} labels")
+    nothing: dict[str, Interval | None] = dict.fromkeys(MEASURES)
+    if len(labels) == 0 or not np.all(np.isfinite(scores)) or np.all(scores == scores[0]):
+        return nothing
+    case = make_case(scores, labels, groups, threshold)
+    if case.groups < LEAST_GROUPS:
+        return nothing
+    values, units = resample(case, resamples, seed), _units(case)
+    return {name: _interval(name, points[name], values[name], units[name], level) for name in MEASURES}
+
+
+def _units(case: Case) -> Mapping[str, int]:
+    """How many groups bear on each measure: of those that need both classes, the groups of the rarer one."""
+    caught, alarms, missed, passed = (case.sums[:, place] > 0 for place in range(4))
+    fakes, reals = int(np.sum(caught | missed)), int(np.sum(alarms | passed))
+    both, named = min(fakes, reals), int(np.sum(caught | alarms))
+    whole = dict.fromkeys(("accuracy", "log_loss", "brier"), case.groups)
+    return dict.fromkeys(MEASURES, both) | whole | {"recall": fakes, "precision": named}
+
+
+def _interval(name: str, point: float | None, values: Floats, units: int, level: float) -> Interval | None:
+    spread = _spread(values, units)
+    if point is None or spread is None:
+        return None
+    reach = float(stats.t.ppf((1 + level) / 2, units - 1))
+    if name in UNBOUNDED:
+        if not (point > 0 and spread > 0):
+            return None
+        factor = math.exp(reach * spread / point)
+        return Interval(point / factor, point * factor)
+    edge = point <= 0 or point >= 1
+    if spread == 0 and not edge:
+        return None  # the same in every resample, and yet not certain: nothing is known of its error
+    pictures = units if edge else point * (1 - point) / spread**2  # a sample of so many pictures is as sure
+    return _wilson(point, pictures, reach)
+
+
+def _spread(values: Floats, units: int) -> float | None:
+    """Standard error of a measure, None if it cannot be told. A bootstrap's is too small by sqrt(1 - 1 / units)."""
+    defined = values[np.isfinite(values)]
+    if units < LEAST_GROUPS or len(defined) < max(2, (1 - MOST_UNDEFINED) * len(values)):
+        return None
+    return float(np.std(defined, ddof=1)) * math.sqrt(units / (units - 1))
+
+
+def _wilson(share: float, n: float, reach: float) -> Interval:
+    """Wilson's interval for a share seen in `n` pictures, `reach` standard errors to each side."""
+    square = reach * reach
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = reach * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    return Interval(max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
+
+
+# ---- two detectors on the same pictures
+
+
+def delong(first: FloatArray, second: FloatArray, labels: IntArray) -> Paired:
+    """The difference of two AUCs on the same pictures, each picture taken to be independent.
+
+    first, second: (n,) finite scores; labels: (n,) 0 real, 1 fake.
+    Raises MetricError if there are fewer than two pictures of a class, and if the AUCs differ but nothing varies
+    (both separate the classes entirely, in opposite ways): the test is then undefined.
+    Source: DeLong, DeLong and Clarke-Pearson 1988; midranks as in Sun and Xu 2014.
+    """
+    return clustered_delong(first, second, labels, [str(place) for place in range(len(labels))])
+
+
+def clustered_delong(first: FloatArray, second: FloatArray, labels: IntArray, groups: Sequence[str]) -> Paired:
+    """The difference of two AUCs on the same pictures, with groups as the independent units.
+
+    groups: n names. DeLong's test when every picture is a group of its own, and with its errors.
+    Source: Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data".
+    """
+    if len(groups) != len(labels):
+        raise MetricError(f"{len(groups)} groups for {len(labels)} labels")
+    fake = labels == FAKE
+    gaps = _placements(first, labels) - _placements(second, labels)  # (n,)
+    difference = float(gaps[fake].mean())  # equals the mean over the reals
+    number = np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    total = number.max() + 1
+    sums, with_class = [], []  # of fakes, then of reals: (G,) centred sums; how many groups hold any
+    for part in (fake, ~fake):
+        pictures = np.bincount(number[part], minlength=total)
+        sums.append((np.bincount(number[part], gaps[part], minlength=total) - pictures * difference) / np.sum(part))
+        with_class.append(int(np.sum(pictures > 0)))
+    if min(with_class) < 2:
+        raise MetricError(f"undefined: an AUC's error needs two groups of each class, got {min(with_class)}")
+    variance = sum(
+        count / (count - 1) * float(part @ part) for part, count in zip(sums, with_class, strict=True)
+    ) + 2 * total / (total - 1) * float(sums[0] @ sums[1])
+    return _paired(difference, math.sqrt(max(variance, 0.0)), LEVEL, stats.norm())
+
+
+def _placements(scores: FloatArray, labels: IntArray) -> Floats:
+    """(n,) of each fake the share of reals below it, of each real the share of fakes above it; ties count one half."""
+    metrics.check_scores(scores, labels, both_classes=True)
+    fake = labels == FAKE
+    ranks, placements = stats.rankdata(scores), np.empty(len(labels))
+    for part in (fake, ~fake):
+        placements[part] = (ranks[part] - stats.rankdata(scores[part])) / np.sum(~part)
+    placements[~fake] = 1 - placements[~fake]
+    return placements
+
+
+def mcnemar(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> Paired:
+    """The difference of two accuracies on the same pictures, each picture taken to be independent.
+
+    first_right, second_right: (n,) whether each picture was judged rightly. The p value is McNemar's exact one (a
+    binomial test of the pictures on which they disagree; 1 if there are none), the interval Agresti and Min's 2005
+    (half a picture added to each of the four cells), which keeps its level for few pictures.
+    Raises MetricError for no pictures, or not as many of both.
+    """
+    if len(first_right) != len(second_right) or not len(first_right):
+        raise MetricError(f"needs as many answers of both, at least one: got {len(first_right)}, {len(second_right)}")
+    n = len(first_right)
+    only_first = int(np.sum(first_right & ~second_right))
+    only_second = int(np.sum(second_right & ~first_right))
+    apart = only_first + only_second
+    p_value = float(stats.binomtest(only_first, apart).pvalue) if apart else 1.0
+    middle = (only_first - only_second) / (n + 2)
+    half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt((apart + 1) / (n + 2) - middle**2) / math.sqrt(n + 2)
+    return Paired((only_first - only_second) / n, max(-1.0, middle - half), min(1.0, middle + half), p_value)
+
+
+def paired_bootstrap(
+    first: FloatArray,
+    second: FloatArray,
+    labels: IntArray,
+    groups: Sequence[str],
+    measure: str,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Paired | None:
+    """The difference of a measure between two detectors on the same pictures; both see the same resampled groups.
+
+    measure: one of MEASURES. Interval and p value are Student's t with the bootstrap's standard error of the
+    difference: they never contradict each other, and a p value can be smaller than 1 / resamples.
+    None where it is undefined, as in `group_intervals`; also if the difference is the same in all resamples but not 0.
+    Raises MetricError for an unknown measure and for scores, labels or groups that do not fit.
+    """
+    if measure not in MEASURES:
+        raise MetricError(f"there is no measure {measure!r}", f"there are {', '.join(MEASURES)}")
+    cases = [make_case(scores, labels, groups, threshold) for scores in (first, second)]
+    points = [metrics.summarise(scores, labels, threshold)[measure] for scores in (first, second)]
+    units = min(_units(case)[measure] for case in cases)
+    one, other = (resample(case, resamples, seed, (measure,))[measure] for case in cases)
+    spread = _spread(one - other, units)
+    if points[0] is None or points[1] is None or spread is None:
+        return None
+    try:
+        return _paired(points[0] - points[1], spread, level, stats.t(units - 1))
+    except MetricError:
+        return None
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values adjusted for their number, in the order given: below 0.05 where 5 % holds for all of them together.
+
+    Source: Holm 1979, the step-down method; no assumption about how the tests depend on each other.
+    """
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return adjusted
+
+
+def _paired(difference: float, spread: float, level: float, law: Any) -> Paired:
+    """Interval and p value of a difference with the standard error `spread`, which follows `law` (of scipy.stats)."""
+    if spread < CERTAIN:
+        if abs(difference) < CERTAIN:
+            return Paired(0.0, 0.0, 0.0, 1.0)
+        raise MetricError("undefined: the two differ, but by the same wherever one looks: no error can be told")
+    reach = float(law.ppf((1 + level) / 2)) * spread
+    p_value = min(1.0, 2 * float(law.sf(abs(difference) / spread)))
+    return Paired(difference, max(-1.0, difference - reach), min(1.0, difference + reach), p_value)
