@@ -47,8 +47,12 @@ def main(store: Path, faces: Path, kills: int = 20, workers: int = 4, trials: in
     while hits.total() < kills:
         process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while hits.total() < kills and process.poll() is None:
-            time.sleep(chance.uniform(2, 14))
-            crew = [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+            crew = crew_of(process)
+            if not crew:  # they need some seconds to start; a kill before that would hit nothing but imports
+                time.sleep(0.5)
+                continue
+            time.sleep(chance.uniform(0.5, 10))
+            crew = crew_of(process)
             victim = process if not crew or chance.random() < 0.12 else chance.choice(crew)
             if victim is process and process.poll() is not None:
                 break
@@ -63,6 +67,14 @@ def main(store: Path, faces: Path, kills: int = 20, workers: int = 4, trials: in
         time.sleep(0.2)
     print(f"kills: {dict(hits)} in {time.monotonic() - began:.0f} s; the last command ended with {last.returncode}")
     count(store)
+
+
+def crew_of(process: psutil.Process) -> list[psutil.Process]:
+    """The workers that train at the moment."""
+    try:
+        return [child for child in process.children() if "spawn_main" in " ".join(child.cmdline())]
+    except psutil.Error:  # one of them ended just now
+        return []
 
 
 def count(store: Path) -> None:

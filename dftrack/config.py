@@ -21,6 +21,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Device = Literal["auto", "cpu", "cuda"]
 Optimizer = Literal["adam", "adamw", "sgd"]
 Augmentation = Literal["none", "flip", "flip-color"]
+Leaks = Literal["leave-out", "refuse", "allow"]
 
 POOLINGS = 3  # each halves the picture, so a side of at least 2**3 pixels is needed
 BASELINE_DATA = "sample"
@@ -33,6 +34,7 @@ class DataConfig:
 
     source: str = BASELINE_DATA  # "sample", or the path of a folder or of a manifest.csv
     image_size: int | None = None  # pixels, side of the square; None: the source's usual size (sample 96, others 224)
+    leaks: Leaks = "leave-out"  # copies of a picture on two sides of train | val | test: left out, refused, or used
 
     def __post_init__(self) -> None:
         fit_types("data", self)
@@ -108,7 +110,8 @@ class Config:
 
 
 # Settings that say where and how safely a training runs, not what it computes: they are no part of its identity.
-INCIDENTAL = frozenset({"train.checkpoint_seconds"})
+# (What becomes of leaks shows in the digest of the data.)
+INCIDENTAL = frozenset({"train.checkpoint_seconds", "data.leaks"})
 
 
 def flatten(config: Config) -> dict[str, Value]:

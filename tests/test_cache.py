@@ -87,7 +87,8 @@ def test_opening_again_decodes_and_reads_nothing(faces: Path, tmp_path: Path, mo
 def test_progress_is_told_to_the_end(faces: Path, tmp_path: Path) -> None:
     said: list[tuple[str, int, int]] = []
     open_data(DataConfig(source=str(faces), image_size=16), tmp_path, lambda *words: said.append(words))
-    assert said == [("decoding pictures", done, 46) for done in range(1, 47)]
+    decoding = [words for words in said if words[0] == "decoding pictures"]
+    assert decoding == [("decoding pictures", done, 46) for done in range(1, 47)]
 
 
 def test_the_digest_knows_contents_and_names_not_places_sizes_or_order(faces: Path, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(faces: Path, tmp_path: Path) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the kernel refuses, as a full disk does
     try:
-        with pytest.raises(StoreError, match="cannot write the decoded pictures") as caught:
+        with pytest.raises(StoreError, match="cannot write") as caught:
             opened(faces, home)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -250,7 +251,7 @@ def test_a_short_write_is_completed(faces: Path, tmp_path: Path, monkeypatch: py
 
 def test_an_interruption_leaves_nothing(faces: Path, tmp_path: Path) -> None:
     def stop(what: str, done: int, total: int) -> None:
-        if done == 10:
+        if what == "decoding pictures" and done == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -340,7 +341,7 @@ def test_train_and_val_must_hold_both_classes(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_is_told(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match="cannot write the decoded pictures"):
+    with pytest.raises(StoreError, match="cannot write"):
         opened(faces, tmp_path / "home")
 
 

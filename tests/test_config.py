@@ -227,7 +227,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_right_one(wrong: str, right
 def test_a_name_like_no_other_is_refused_with_the_list_of_all(wrong: str) -> None:
     with pytest.raises(SettingError) as caught:
         vary(Config(), {wrong: "1"})
-    assert caught.value.hint.startswith("known settings: data.source, data.image_size, model.kernel_size")
+    assert caught.value.hint.startswith("known settings: data.source, data.image_size, data.leaks, model.kernel_size")
 
 
 @pytest.mark.parametrize("name", list(setting_types()))

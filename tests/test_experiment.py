@@ -214,11 +214,12 @@ def test_twenty_kills_at_random_moments_give_twenty_times_the_same_bits(faces: P
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(done.stdout)
     assert outcome["killed"] >= 20, f"only {outcome['killed']} kills hit: {outcome}"
-    assert len(outcome["weights"]) == 21
+    trainings = len(outcome["weights"])  # the undisturbed one, and 20 or more that were killed
+    assert trainings >= 21
     assert len(set(outcome["weights"])) == 1, f"the final weights differ: {outcome['weights']}"
     assert len(set(outcome["predictions"])) == 1
     records = open_tracker(store).runs()
-    assert len(records) == 22, "a killed training must go on in the same run"
+    assert len(records) == trainings + 1, "a killed training must go on in the same run"
     for record in records:
         assert record.status == "FINISHED"
         steps = [step for step, _ in open_tracker(store).metric_history(record.run_id, "val/roc_auc")]

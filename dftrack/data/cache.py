@@ -5,6 +5,7 @@ A cache is a folder named by what was listed (names, labels, splits, groups, and
 at a time. A picture that changes on disk gives another name, hence another cache; the one it replaces is removed.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from dftrack.config import DataConfig
 from dftrack.data.decoding import INDEX, PIXELS, Stamp, build, stamp_of
 from dftrack.data.folder import FAKE, REAL, Listing, Picture, Progress
+from dftrack.data.leaks import Review, review
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
 
@@ -60,6 +62,7 @@ class DataSet:
     digest: str  # 32 hex digits: names, labels, splits, groups and contents of the readable pictures, nothing else
     splits: Mapping[str, Split]  # "train", "val", then the test splits by name
     unreadable: tuple[Unreadable, ...]
+    review: Review | None = None  # what the audit found before; None: opened without one
 
     @property
     def test_splits(self) -> tuple[str, ...]:
@@ -79,11 +82,15 @@ def open_data(config: DataConfig, home: Path, progress: Progress | None = None) 
     Decodes on all cores, a few pictures in memory at a time; opening again reads only folders and file times.
     `progress` is told what is being done, how far, of how much; an exception it raises ends the work cleanly.
     Safe when several processes open the same data at once: one builds, the others wait.
+    Copies of a picture on two sides of train | val | test are left out, see `leaks`.
     Raises DataError if the data are missing or unfit (train and val must hold both classes; over 1 % of a split
-    unreadable), StoreError if the cache cannot be written.
+    unreadable; leaks that leaving out does not mend), StoreError if the cache cannot be written.
     """
-    listing = find_pictures(config.source, home, progress)
-    return open_listing(listing, config.image_size or listing.usual_size, home, progress)
+    listed = find_pictures(config.source, home, progress)
+    _require_classes(listed.source, Counter((picture.split, picture.label) for picture in listed.pictures))
+    listing, found = review(listed, config.leaks, home, progress)
+    opened = open_listing(listing, config.image_size or listing.usual_size, home, progress)
+    return dataclasses.replace(opened, review=found)
 
 
 def open_listing(listing: Listing, size: int, home: Path, progress: Progress | None = None) -> DataSet:

@@ -1,0 +1,85 @@
+"""What follows from leaks before a training: left out, refused, or used and said so."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dftrack.config import DataConfig, Leaks
+from dftrack.data import leaks as module
+from dftrack.data.cache import DataSet, open_data
+from dftrack.errors import DataError
+from tests.makers import make_faces
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    return make_faces(tmp_path / "faces", train=8, val=4, test=60)
+
+
+def opened(faces: Path, leaks: Leaks = "leave-out") -> DataSet:
+    return open_data(DataConfig(source=str(faces), image_size=16, leaks=leaks), faces.parent / "home")
+
+
+def plant(faces: Path, copies: int = 1, label: str = "fake") -> None:
+    for number in range(copies):
+        source = faces / "train" / "fake" / f"train-fake-{number:03}.jpg"
+        shutil.copy(source, faces / "test-dev" / label / f"copy-{number}.jpg")
+
+
+def test_clean_data_are_used_whole_and_the_floor_is_known(faces: Path) -> None:
+    data = opened(faces)
+    assert data.review is not None and data.review.left_out == () and data.review.allowed == 0
+    assert data.counts()["test-dev"] == {"real": 60, "fake": 60}
+    assert data.review.audit.shortcut.reason, "eight pictures a class cannot carry a probe, and it says so"
+
+
+def test_a_copy_on_the_later_side_is_left_out_and_named(faces: Path) -> None:
+    before = opened(faces).digest
+    plant(faces)
+    data = opened(faces)
+    assert data.counts()["test-dev"] == {"real": 60, "fake": 60}
+    assert data.review is not None
+    assert [(pair.first, pair.second) for pair in data.review.left_out] == [
+        ("train/fake/train-fake-000.jpg", "test-dev/fake/copy-0.jpg")
+    ]
+    assert data.digest == before, "what is trained and tested on is what it was without the copy"
+
+
+def test_more_copies_than_one_in_a_hundred_are_refused(faces: Path) -> None:
+    plant(faces, copies=2)
+    with pytest.raises(DataError, match=r"2 of the 122 pictures of test-dev are copies .*copy-0"):
+        opened(faces)
+
+
+def test_whoever_asks_is_refused_at_the_first_copy(faces: Path) -> None:
+    plant(faces)
+    with pytest.raises(DataError, match="1 picture of test-dev has the same bytes"):
+        opened(faces, "refuse")
+
+
+def test_a_picture_with_both_labels_is_refused(faces: Path) -> None:
+    plant(faces, label="real")
+    with pytest.raises(DataError, match="labelled both real and fake") as caught:
+        opened(faces)
+    assert "data.leaks=allow" in caught.value.hint
+
+
+def test_a_leak_that_is_allowed_stays_in_and_is_counted(faces: Path) -> None:
+    plant(faces, copies=3)
+    data = opened(faces, "allow")
+    assert data.review is not None and data.review.allowed == 3
+    assert data.counts()["test-dev"]["fake"] == 63
+
+
+def test_the_same_files_are_looked_at_once(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = opened(faces)
+    monkeypatch.setattr(module, "audit", lambda *_, **__: pytest.fail("the pictures were looked at again"))
+    assert opened(faces).review == first.review
+
+
+def test_a_damaged_memory_of_an_audit_is_made_anew(faces: Path) -> None:
+    first = opened(faces)
+    [place] = (faces.parent / "home" / "cache").glob("audit-*.json")
+    place.write_text(place.read_text()[:-40])
+    assert opened(faces).review == first.review
