@@ -89,6 +89,21 @@ def test_a_score_does_not_depend_on_the_company_in_the_batch() -> None:
     assert np.abs(together[::-1] - judge.score(many[::-1].copy())).max() < 1e-6
 
 
+@pytest.mark.parametrize("size", [17, 130])  # odd: the pooling drops a row; 130 px: maps are made in parts
+def test_folded_normalisation_and_parts_change_no_score_beyond_1e_6(size: int) -> None:
+    model = small_model(size=size).eval()
+    with torch.no_grad():
+        for norm in (model.bn1, model.bn2, model.bn3):
+            norm.weight.uniform_(-2, 2)  # negative: the pooling picks what was smallest before
+            norm.bias.normal_()
+    many = pictures(21, size)
+    with torch.no_grad():
+        logits = model(normalise(torch.from_numpy(many))).double()
+    expected = torch.softmax(logits, 1)[:, 1].numpy()
+    assert np.abs(Detector(model=model, settings={}).score(many) - expected).max() < 1e-6
+    assert np.ptp(expected) > 1e-3, "scores that are all alike prove nothing"
+
+
 def test_the_threshold_decides_and_a_score_at_it_is_fake(saved: Path) -> None:
     content = encode_png(pictures(1)[0])
     score = next(Detector.load(saved).judge([content])).score
@@ -149,7 +164,7 @@ def test_nothing_to_judge_gives_nothing_and_sources_are_taken_as_they_come(saved
 
     verdicts = judge.judge(endless(), batch_size=4)
     next(verdicts)
-    assert taken == 4, f"{taken} sources were read for the first batch of 4"
+    assert taken == 8, f"{taken} sources were taken for the first batch of 4 and the one that is decoded meanwhile"
     verdicts.close()
 
 

@@ -8,8 +8,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,24 +70,40 @@ class Detector:
         return self.model.image_size
 
     def judge(self, sources: Iterable[Path | bytes], batch_size: int = BATCH_SIZE) -> Iterator[Verdict]:
-        """One Verdict per source, in order, while they are read: any number of sources, one batch in memory.
+        """One Verdict per source, in order, while they are read: any number of sources, two batches in memory.
 
+        The next batch is decoded on other threads while the network judges this one.
         A source is a path or the content of an image file. One that cannot be read gets a Verdict that says why.
         """
         numbered = enumerate(sources, start=1)
-        with ThreadPoolExecutor(DECODERS) as pool:
-            while batch := list(islice(numbered, batch_size)):
-                read = list(pool.map(self._read, (source for _, source in batch)))
-                pictures = [picture for picture in read if not isinstance(picture, str)]
-                scores: Iterator[float] = iter(self.score(np.stack(pictures)).tolist() if pictures else [])
-                for (number, source), picture in zip(batch, read, strict=True):
-                    name = str(source) if isinstance(source, Path) else f"picture {number}"
-                    if isinstance(picture, str):
-                        yield Verdict(name, None, "", "unreadable", picture)
-                    else:
-                        score = next(scores)
-                        word: Literal["real", "fake"] = "fake" if score >= self.threshold else "real"
-                        yield Verdict(name, score, word, "ok", "", self.calibrated(score))
+        pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="dftrack-decode")
+
+        def begin() -> list[tuple[str, Future[NDArray[np.uint8] | str]]]:
+            return [
+                (str(source) if isinstance(source, Path) else f"picture {number}", pool.submit(self._read, source))
+                for number, source in islice(numbered, batch_size)
+            ]
+
+        try:
+            batch = begin()
+            while batch:
+                following = begin()
+                yield from self._judge([name for name, _ in batch], [picture.result() for _, picture in batch])
+                batch = following
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _judge(self, names: Sequence[str], read: Sequence[NDArray[np.uint8] | str]) -> Iterator[Verdict]:
+        """The verdicts of one batch: pictures (S, S, 3), or the reasons why there is none."""
+        pictures = [picture for picture in read if not isinstance(picture, str)]
+        scores: Iterator[float] = iter(self.score(np.stack(pictures)).tolist() if pictures else [])
+        for name, picture in zip(names, read, strict=True):
+            if isinstance(picture, str):
+                yield Verdict(name, None, "", "unreadable", picture)
+            else:
+                score = next(scores)
+                word: Literal["real", "fake"] = "fake" if score >= self.threshold else "real"
+                yield Verdict(name, score, word, "ok", "", self.calibrated(score))
 
     def score(self, pixels: NDArray[np.uint8], batch_size: int = BATCH_SIZE) -> NDArray[np.float64]:
         """P(fake) of decoded pictures: (n, S, S, 3) uint8 RGB with S the detector's size -> (n,) in (0, 1).
