@@ -29,7 +29,15 @@ RECORD = (
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "ground",
-        ("dftrack", "dftrack.errors", "dftrack.files", "dftrack.config", "dftrack.redaction", "dftrack.runtime"),
+        (
+            "dftrack",
+            "dftrack.errors",
+            "dftrack.files",
+            "dftrack.config",
+            "dftrack.redaction",
+            "dftrack.runtime",
+            "dftrack.document",
+        ),
     ),
     ("material", ("dftrack.data",)),
     ("work", ("dftrack.learning",)),
@@ -42,7 +50,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.judging",
             "dftrack.objective",
             "dftrack.study",
-            "dftrack.assessment",
+            "dftrack.dossier",
+            "dftrack.reassessment",
             "dftrack.verification",
             "dftrack.gallery",
             "dftrack.comparison",
@@ -55,7 +64,17 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.listing",
         ),
     ),
-    ("face", ("dftrack.render", "dftrack.render_release", "dftrack.screens", "dftrack.cli", "dftrack.__main__")),
+    (
+        "face",
+        (
+            "dftrack.render",
+            "dftrack.render_release",
+            "dftrack.render_verdicts",
+            "dftrack.screens",
+            "dftrack.cli",
+            "dftrack.__main__",
+        ),
+    ),
 )
 # The tracker knows settings and numbers, but no network and no loop.
 APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch")}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from dftrack.config import Value
 from dftrack.study import report
-from dftrack.study.document import Commands, Grid, Words, to_html, to_markdown
+from dftrack.document import Commands, Grid, Words, to_html, to_markdown
 from dftrack.study.naming import trial_name
 from dftrack.study.records import Record
 from dftrack.study.report import FinalTraining, StudySummary

@@ -192,12 +192,22 @@ def gradcam_panel(rows: Sequence[PanelRow], title: str = "") -> bytes:
     return _png(figure)
 
 
+def photo_and_heat(row: PanelRow) -> NDArray[np.uint8]:
+    """The photo with, at its right, the heat laid over it in grey: (S, 2 S, 3) RGB."""
+    return np.concatenate([row.photo, _overlay(row)[1].astype(np.uint8)], axis=1)
+
+
+def _overlay(row: PanelRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The heat in colours, and laid over the photo in grey: two of (S, S, 3), 0..255."""
+    heat = np.zeros_like(row.heat) if row.flat else row.heat
+    colours: NDArray[np.float64] = 255 * colormaps[HEAT](heat)[..., :3]
+    weight = np.where(row.flat, 0, 0.1 + 0.65 * heat)[..., None]
+    return colours, (1 - weight) * row.photo.mean(axis=2, keepdims=True) + weight * colours
+
+
 def _draw_tiles(axes: Axes, row: PanelRow, x: float, y: float) -> None:
     """Photo, heat and overlay from (x, y) on, in inches."""
-    heat = np.zeros_like(row.heat) if row.flat else row.heat
-    colours = 255 * colormaps[HEAT](heat)[..., :3]  # (S, S, 3)
-    weight = np.where(row.flat, 0, 0.1 + 0.65 * heat)[..., None]
-    overlay = (1 - weight) * row.photo.mean(axis=2, keepdims=True) + weight * colours
+    colours, overlay = _overlay(row)
     lefts = [x + i * (TILE + GAP) for i in range(3)]
     for left, tile in zip(lefts, (row.photo, colours, overlay), strict=True):
         axes.imshow(tile.astype(np.uint8), extent=(left, left + TILE, y + TILE, y), aspect="auto")

@@ -23,6 +23,10 @@ td { overflow-wrap: break-word; max-width: 28rem; }
 pre { background: #f5f5f5; padding: 0.7rem 1rem; overflow-x: auto; font-size: 0.88rem; }
 figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: 0.92rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem; margin: 1rem 0; }
+.card { border: 1px solid #ddd; border-radius: 6px; overflow: hidden; font-size: 0.85rem; line-height: 1.4; }
+.card img { display: block; width: 100%; height: auto; background: #f5f5f5; }
+.card p { margin: 0.35rem 0.7rem; } .card p:first-of-type { font-weight: 600; }
 """
 NUMBER = re.compile(r"[-+]?[\d,.]+(e[-+]?\d+)?( ?%| s| min| h)?")
 
@@ -64,7 +68,22 @@ class Picture:
     png: bytes
 
 
-Block = Heading | Words | Grid | Commands | Picture
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A small picture with lines of text below, the first one in bold; Markdown leaves the picture out."""
+
+    lines: Sequence[str]
+    jpeg: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Cards:
+    """Cards side by side."""
+
+    cards: Sequence[Card]
+
+
+Block = Heading | Words | Grid | Commands | Picture | Cards
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -99,6 +118,8 @@ def _markdown(block: Block) -> str:
             return "\n".join([f"{fence}sh", *lines, fence])
         case Picture():
             return ""
+        case Cards(cards):
+            return "\n".join(f"- {_plain('; '.join(card.lines))}" for card in cards)
 
 
 def _cell(text: str) -> str:
@@ -131,6 +152,15 @@ def _html(block: Block) -> str:
                 f'<figure><img src="data:image/png;base64,{source}" alt="{text}">'
                 f"<figcaption>{text}</figcaption></figure>"
             )
+        case Cards(cards):
+            return f'<div class="cards">{"".join(map(_html_card, cards))}</div>'
+
+
+def _html_card(card: Card) -> str:
+    source = base64.b64encode(card.jpeg).decode()
+    lines = "".join(f"<p>{html.escape(line)}</p>" for line in card.lines)
+    alt = html.escape(card.lines[0] if card.lines else "")
+    return f'<div class="card"><img loading="lazy" src="data:image/jpeg;base64,{source}" alt="{alt}">{lines}</div>'
 
 
 def _html_cell(text: str, is_number: bool) -> str:
