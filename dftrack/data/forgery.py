@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
-from dftrack.data.pictures import Pixels, decode, encode_jpeg
+from dftrack.data.pictures import Pixels, blur, decode, encode_jpeg, shrink
 
 Greys = NDArray[np.float64]  # (H, W), 0..255
 
@@ -152,7 +152,7 @@ def _toned(face: Greys, target: Greys, mask: Greys) -> Greys:
 
 
 def _blur(picture: Pixels, rng: np.random.Generator) -> Pixels:
-    return np.array(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 1.4))))
+    return blur(picture, rng.uniform(0.6, 1.4))
 
 
 def _noise(picture: Pixels, rng: np.random.Generator) -> Pixels:
@@ -172,7 +172,4 @@ def _recolour(picture: Pixels, rng: np.random.Generator) -> Pixels:
 
 def _shrink(picture: Pixels, rng: np.random.Generator) -> Pixels:
     """Down to a half to three quarters, and up again."""
-    side = picture.shape[0]
-    image = Image.fromarray(picture)
-    small = image.resize((int(side * rng.uniform(0.5, 0.75)),) * 2, Image.Resampling.BILINEAR)
-    return np.array(small.resize((side, side), Image.Resampling.BILINEAR))
+    return shrink(picture, int(picture.shape[0] * rng.uniform(0.5, 0.75)))

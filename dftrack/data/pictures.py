@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFilter, UnidentifiedImageError
 
 from dftrack.errors import DataError
 
@@ -84,6 +84,18 @@ def encode_jpeg(pixels: Pixels, quality: int = 90) -> bytes:
 def encode_png(pixels: Pixels) -> bytes:
     """PNG of (H, W, 3) RGB or (H, W) grey uint8, exact."""
     return _encode(pixels, "PNG")
+
+
+def blur(pixels: Pixels, radius: float) -> Pixels:
+    """(H, W, 3) after a Gaussian blur of standard deviation `radius`, in pixels."""
+    return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """(S, S, 3) after being made `side` pixels wide and S again, both bilinear: detail finer than S / side is gone."""
+    image, whole = Image.fromarray(pixels), pixels.shape[0]
+    small = image.resize((side, side), Image.Resampling.BILINEAR)
+    return np.array(small.resize((whole, whole), Image.Resampling.BILINEAR))
 
 
 def _encode(pixels: Pixels, kind: str, **options: int) -> bytes:
