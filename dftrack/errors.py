@@ -57,12 +57,19 @@ class DetectorError(DftrackError):
     exit_code = 8
 
 
+class PromotionRefused(DftrackError):  # noqa: N818 - a verdict: nothing broke
+    """A run that does not pass the gates, or a promotion that has nothing to go back to. No alias was moved."""
+
+    exit_code = 9
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error: a request, carried out at a safe point
     """Somebody asked the process to stop (`exit_code` says who) and it stopped at a safe point."""
 
-    def __init__(self, exit_code: int) -> None:
+    def __init__(self, exit_code: int, goes_on: bool = True) -> None:
         super().__init__(f"stopped on request (exit code {exit_code})")
         self.exit_code = exit_code
+        self.goes_on = goes_on  # the same command takes the work up again
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error: news

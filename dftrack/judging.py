@@ -1,39 +1,80 @@
 """Use a recorded model on pictures that nobody has labelled: score them, show where the model looked."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dftrack.data.pictures import decode
-from dftrack.errors import DataError
+from dftrack.errors import DataError, SettingError
 from dftrack.files import write_bytes
 from dftrack.learning import figures
 from dftrack.learning.detector import Detector, Verdict
 from dftrack.learning.explain import gradcam_row
+from dftrack.learning.figures import PanelRow
+from dftrack.registry import resolve_model
 from dftrack.tracking import open_tracker
 
 PANEL_ROWS = 16  # pictures in one Grad-CAM panel
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".svg", ".pdf")  # what a panel cannot be
 
 
-def fetch_detector(store: Path, run: str | None) -> tuple[Detector, str]:
-    """The detector that a run recorded, and that run's id. `run` None: the newest finished baseline."""
-    tracker = open_tracker(store)
-    record = tracker.find_run(run) if run else tracker.latest_run(tags={"dftrack.kind": "baseline"})
-    return Detector.load(tracker.detector_folder(record.run_id)), record.run_id
+class Fetched(NamedTuple):
+    """A detector and where it comes from."""
+
+    detector: Detector
+    run_id: str
+    described: str  # for a person: "dftrack@champion (version 3)", "run 0a1b2c3d4e5f (baseline)"
 
 
-def explain_files(detector: Detector, verdicts: Sequence[tuple[Path, Verdict]], target: Path) -> None:
-    """Write a PNG with photo, heat and overlay of each readable picture (the first 16). Raises DataError if none is."""
-    readable = [(path, verdict) for path, verdict in verdicts if verdict.score is not None][:PANEL_ROWS]
-    if not readable:
-        raise DataError("there is no readable picture to explain")
-    rows = [
-        gradcam_row(
+def fetch_detector(store: Path, reference: str | None = None) -> Fetched:
+    """The detector that `reference` means: NAME@alias, NAME/3 or a run. None: the champion, else the last baseline."""
+    found = resolve_model(open_tracker(store), reference)
+    return Fetched(Detector.load(found.folder), found.run_id, found.described)
+
+
+class Panels:
+    """Where a set of heat maps goes: all in one PNG (the first 16 readable pictures), or a PNG each in a folder."""
+
+    def __init__(self, detector: Detector, target: Path) -> None:
+        if target.suffix.lower() in OTHER_PICTURES and not target.is_dir():
+            raise SettingError(
+                f"--gradcam writes PNG, got {target.name!r}", "name a file that ends in .png, or a folder"
+            )
+        self._detector, self._target = detector, target
+        self._together = target.suffix.lower() == ".png" and not target.is_dir()
+        self._kept: list[PanelRow] = []
+        self._names: set[str] = set()
+
+    def add(self, path: Path, verdict: Verdict) -> Path | None:
+        """Explain one verdict; returns where it can be seen: None for an unreadable picture, or one too many."""
+        if verdict.score is None or (self._together and len(self._kept) == PANEL_ROWS):
+            return None
+        detector = self._detector
+        row = gradcam_row(
             detector.model,
             decode(path, detector.image_size),
             name=path.name,
             score=verdict.score,
             threshold=detector.threshold,
         )
-        for path, verdict in readable
-    ]
-    write_bytes(target, figures.gradcam_panel(rows))
+        if self._together:
+            self._kept.append(row)
+            return self._target
+        place = self._target / self._name(path.name)
+        write_bytes(place, figures.gradcam_panel([row]))
+        return place
+
+    def finish(self) -> None:
+        """Write the panel of all. Raises DataError if there was no readable picture."""
+        if self._together:
+            if not self._kept:
+                raise DataError("there is no readable picture to explain")
+            write_bytes(self._target, figures.gradcam_panel(self._kept))
+
+    def _name(self, name: str) -> str:
+        """A file name of its own for each picture, also where folders hold files of the same name."""
+        number, chosen = 1, f"{name}.png"
+        while chosen in self._names:
+            number += 1
+            chosen = f"{name}-{number}.png"
+        self._names.add(chosen)
+        return chosen

@@ -111,6 +111,8 @@ def show_error(error: DftrackError | Interrupted | KeyboardInterrupt) -> None:
         console.print(f"[red bold]error:[/] {_plain(error.message)}")
         if error.hint:
             console.print(f"[dim]hint:[/]  {_plain(error.hint)}")
+    elif isinstance(error, Interrupted) and not error.goes_on:
+        console.print("[yellow]stopped.[/]")
     else:
         console.print("[yellow]stopped.[/] The same command goes on where this one ended.")
 

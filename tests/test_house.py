@@ -59,6 +59,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.scored",
             "dftrack.registry",
             "dftrack.gates",
+            "dftrack.candidate",
+            "dftrack.model_files",
             "dftrack.export",
             "dftrack.rerun",
             "dftrack.listing",
@@ -68,6 +70,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "face",
         (
             "dftrack.render",
+            "dftrack.render_judgement",
             "dftrack.render_release",
             "dftrack.render_verdicts",
             "dftrack.screens",
@@ -83,7 +86,7 @@ APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.traini
 DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("dftrack.cli",),
     "click": ("dftrack.cli",),
-    "rich": ("dftrack.render", "dftrack.render_release", "dftrack.screens"),
+    "rich": ("dftrack.render", "dftrack.render_release", "dftrack.render_verdicts", "dftrack.screens"),
     "mlflow": RECORD,
     "optuna": ("dftrack.objective", "dftrack.study"),
     "matplotlib": (

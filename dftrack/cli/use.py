@@ -9,37 +9,83 @@ from dftrack.cli.options import STORE, Json, Store
 
 app = typer.Typer()
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="NAME@ALIAS, NAME/VERSION or a run id [dftrack@champion, else the newest baseline]."),
+]
 
-@app.command(epilog="Example: dftrack predict face.jpg --run 3f2a --gradcam why.png")
+
+@app.command(
+    epilog="Example: dftrack predict holiday/ 'more/**/*.jpg' --csv > scores.csv  ·  Exit codes: 0 every picture was "
+    "scored, 1 nobody reads the rows any more, 2 option, 3 some pictures could not be read (their rows say why, all "
+    "others are complete) or none was found, 4 store or no such model, 8 damaged model, 130 Ctrl-C, 143 SIGTERM."
+)
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Picture files (JPEG, PNG, WebP).", metavar="IMAGE...")],
-    run: Annotated[
-        str | None, typer.Option(help="Run id, or its first letters [the newest finished baseline].")
+    pictures: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders (JPEG, PNG and WebP in them) and patterns.", metavar="PATH"),
+    ],
+    model: Model = None,
+    run: Annotated[str | None, typer.Option(help="Run id, or its first letters, instead of --model.")] = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Comma-separated rows: file,score,verdict,probability,status,reason.")
+    ] = False,
+    gradcam: Annotated[
+        Path | None,
+        typer.Option(help="Show where the model looked: a folder for a PNG each, or one FILE.png for the first 16."),
     ] = None,
-    gradcam: Annotated[Path | None, typer.Option(help="Write a panel that shows where the model looked.")] = None,
     store: Store = STORE,
     as_json: Json = False,
 ) -> None:
-    """Score picture files with a run's model: P(fake) and the verdict at its threshold."""
+    """Score pictures: P(fake), the verdict at the model's threshold, and the calibrated probability.
+
+    A row a picture on standard output, as they come.
+    """
     from dftrack import render
-    from dftrack.judging import explain_files, fetch_detector
+    from dftrack.data.named import find_pictures
+    from dftrack.errors import DataError, Interrupted, SettingError
+    from dftrack.judging import Panels, fetch_detector
+    from dftrack.render_verdicts import JudgingScreen, rows_to
+    from dftrack.runtime import catch_stop_requests
 
-    detector, run_id = fetch_detector(store, run)
-    verdicts = list(detector.judge(images))
-    if gradcam is not None:
-        explain_files(detector, list(zip(images, verdicts, strict=True)), gradcam)
-    if as_json:
-        rows = [
-            {"file": v.name, "score": v.score, "verdict": v.verdict or None, "status": v.status, "reason": v.reason}
-            for v in verdicts
-        ]
-        render.print_json({"run_id": run_id, "threshold": detector.threshold, "pictures": rows})
-    else:
-        rows_shown = [(v.name, render.number(v.score), v.verdict or f"{v.status}: {v.reason}") for v in verdicts]
-        render.show_table(
-            f"run {run_id}, fake from {detector.threshold:g} on", ["picture", "P(fake)", "verdict"], rows_shown
+    if model and run:
+        raise SettingError("--model and --run both name the model", "give one of them")
+    if as_csv and as_json:
+        raise SettingError("--csv and --json both name the form of the rows", "give one of them")
+    named = find_pictures(pictures)
+    detector, run_id, described = fetch_detector(store, model or run)
+    panels = Panels(detector, gradcam) if gradcam is not None else None
+    rows = rows_to("csv" if as_csv else "json" if as_json else "plain")
+    found = dict.fromkeys(("fake", "real", "unreadable"), 0)
+    for note in named.notes:
+        render.say(f"note: {note}")
+    with catch_stop_requests() as stop, JudgingScreen(len(named.paths)) as screen:
+        for path, verdict in zip(named.paths, detector.judge(named.paths), strict=True):
+            heat_map = panels.add(path, verdict) if panels else None
+            rows.add(verdict, str(heat_map) if heat_map else None)
+            found[verdict.verdict or "unreadable"] += 1
+            screen.advance()
+            if stop.exit_code is not None:
+                raise Interrupted(stop.exit_code, goes_on=False)
+        speed = screen.images_per_second
+    rows.finish(
+        {
+            "model": described,
+            "run_id": run_id,
+            "threshold": detector.threshold,
+            "temperature": detector.temperature,
+            "counts": found,
+            "notes": list(named.notes),
+            "images_per_second": speed,
+        }
+    )
+    told = ", ".join(f"{count:,} {word}" for word, count in found.items())
+    render.say(f"{described}, fake from {detector.threshold:g} on: {told} ({speed:.1f} images/s)")
+    if detector.temperature is None:
+        render.say("this model was not calibrated: P(fake) orders pictures, but is no probability")
+    if panels:
+        panels.finish()
+    if bad := found["unreadable"]:
+        raise DataError(
+            f"{bad:,} of {len(named.paths):,} pictures could not be read", "their rows above say why; all others count"
         )
-    if any(v.status != "ok" for v in verdicts):
-        from dftrack.errors import DataError
-
-        raise DataError("some pictures could not be read", "their rows above say why")
