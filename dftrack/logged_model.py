@@ -3,6 +3,7 @@
 A part of the door to MLflow: only `tracking` and `registered` call it.
 """
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from dftrack.files import sha256
 
 NAME = "detector"
 WEIGHTS_TAG = "dftrack.weights"  # sha256 of the weights: the same ones are logged once
+CONTENT_TAG = "dftrack.content"  # sha256 of all files together, see `content_digest`
 FILES = ("model.safetensors", "detector.json")  # what Detector.save wrote
 FOLDER = "artifacts"  # inside the model: where they lie
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # what loading and scoring import
@@ -51,6 +53,8 @@ def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, t
     try:
         with _place(client, model) as place:
             _save(place, folder, model, run_id)
+            content = content_digest(place)
+        client.set_logged_model_tags(model.model_id, {CONTENT_TAG: content})
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
         values = [
             Metric(name, value, stamp, step, model_id=model.model_id, run_id=run_id)
@@ -62,6 +66,21 @@ def log(client: MlflowClient, run_id: str, folder: Path, metrics: Mapping[str, t
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
     return str(model.model_uri)
+
+
+def content_digest(place: Path) -> str:
+    """sha256 of the names and contents of all files of a logged model, but for what loading it leaves there."""
+    digest = hashlib.sha256()
+    for file in sorted(place.rglob("*")):
+        name = file.relative_to(place).as_posix()
+        if file.is_file() and not is_left_by_loading(name):
+            digest.update(f"{sha256(file)} {name}\n".encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def is_left_by_loading(name: str) -> bool:
+    """Is the file something that Python or MLflow writes into a model's folder when the model is loaded?"""
+    return "__pycache__/" in name or name == "registered_model_meta"
 
 
 def fetch(client: MlflowClient, run_id: str) -> Path | None:

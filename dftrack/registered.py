@@ -3,13 +3,17 @@
 A part of the door to MLflow. `registry` decides what becomes a version and where an alias points.
 """
 
+import json
+import os
+import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dftrack import logged_model
-from dftrack.errors import StoreError
+from dftrack.errors import DetectorError, StoreError
 from dftrack.redaction import scrub
 from dftrack.store import Connection, local_path, speaking
 
@@ -24,6 +28,12 @@ KEY_TAG = "dftrack.key"  # our own name of a version: a second attempt to make i
 MODEL_TAG = "dftrack.model_id"  # the logged model that the version is
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow says the second for an alias that is not there
 LONGEST_TAG = 5000  # characters
+APART_SECONDS = 300.0  # it needs 5 to 10 s
+SWITCHES = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,13 @@ def model_folder(connection: Connection, run_id: str) -> Path:
     return local_path(model.artifact_location) or _download(model.artifact_location, connection)
 
 
+def content_tag(connection: Connection, run_id: str) -> str | None:
+    """The digest of all files of a run's model as it was logged; None if none was kept. See `content_digest`."""
+    with speaking(connection.uri):
+        model = logged_model.latest(connection.client, run_id)
+        return None if model is None else model.tags.get(logged_model.CONTENT_TAG)
+
+
 def how_made(folder: Path) -> Made:
     """How the logged model in `folder` is loaded. Raises StoreError if its MLmodel file is missing or not readable."""
     try:
@@ -192,6 +209,44 @@ def how_made(folder: Path) -> Made:
         )
     except Exception as error:  # whatever a damaged YAML file makes its reader say
         raise StoreError(f"the description of the model in {folder} cannot be read: {error}") from error
+
+
+LOADER = """
+import json, sys
+import mlflow.pyfunc
+asked = json.load(sys.stdin)
+said = mlflow.pyfunc.load_model(asked["model"]).predict(asked["inputs"])
+with open(asked["answer"], "w") as answer:
+    json.dump([None if status != "ok" else score for score, status in zip(said["score"], said["status"])], answer)
+"""  # what the clean process does: the model brings its own code
+
+
+def score_apart(folder: Path, pictures: Sequence[Path]) -> list[float | None]:
+    """What the logged model in `folder` says of picture files when a clean process loads it by MLflow alone.
+
+    The process finds the code that was logged with the model, and unpickles nothing. Returns P(fake), None for a
+    picture that it could not read. Raises DetectorError with its last words if it fails, or takes longer than
+    APART_SECONDS.
+    """
+    with tempfile.TemporaryDirectory(prefix="dftrack-apart-") as name:
+        answer = Path(name) / "answer.json"
+        asked = {"model": str(folder), "inputs": [str(picture.absolute()) for picture in pictures]}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-c", LOADER],
+                input=json.dumps({**asked, "answer": str(answer)}).encode(),
+                capture_output=True,
+                cwd=name,
+                timeout=APART_SECONDS,
+                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | SWITCHES,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DetectorError(f"a clean process did not score the pictures within {APART_SECONDS:.0f} s") from error
+        if done.returncode or not answer.exists():
+            said = scrub(" ".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:]))
+            raise DetectorError(f"the model cannot be loaded in a clean process: {said[:300] or 'it said nothing'}")
+        scores: list[float | None] = json.loads(answer.read_text())
+        return scores
 
 
 def _download(uri: str, connection: Connection) -> Path:

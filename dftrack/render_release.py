@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dftrack.comparison import SHORT_ID, Comparison, difference
+from dftrack.registry import Promotion
 
 KINDS = {
     "setting": "Settings that differ",
@@ -44,6 +45,27 @@ def show_comparison(found: Comparison) -> None:
         out.print(Text(f"note: {note}"), soft_wrap=True)
     for sentence in found.verdicts():
         out.print(Text(sentence, style="bold"), soft_wrap=True)
+
+
+def show_gates(found: Promotion) -> None:
+    """Every gate with what it wanted and found, and what became of the run."""
+    marks = {True: ("passed", "green"), False: ("failed", "red"), None: ("not judged", "yellow")}
+    out = _out()
+    if found.gates:
+        table = Table("gate", "", "wanted", "found", title=Text(f"Run {found.run_id[:12]}"), title_justify="left")
+        for gate in found.gates:
+            word, colour = marks[gate.passed]
+            table.add_row(Text(gate.name), Text(word, style=colour), Text(gate.wanted), Text(gate.found))
+        out.print(table)
+    name = f"{found.model}@{found.alias}"
+    instead = f" instead of version {found.previous}" if found.previous else ""
+    said = {
+        "promoted": f"{name} is version {found.version}{instead}",
+        "already": f"this run is {name} already: version {found.version}; nothing was done",
+        "allowed": f"nothing stands against it: {name} would be a new version{instead}",
+        "refused": f"refused: {name} stays {f'version {found.previous}' if found.previous else 'as it is'}",
+    }
+    out.print(Text(said[found.outcome], style="bold"), soft_wrap=True)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

@@ -139,7 +139,7 @@ def provenance() -> Provenance:
         diff = diff[:DIFF_LIMIT] + f"\n[cut: the diff has {len(diff)} characters]\n"
     return Provenance(
         command=" ".join(["dftrack", *sys.argv[1:]]),
-        user=_user(),
+        user=user_name(),
         commit=commit,
         diff=diff,
         versions={"dftrack": __version__, "python": platform.python_version(), **_versions()},
@@ -147,7 +147,8 @@ def provenance() -> Provenance:
     )
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Who runs this process; the number of a user who has no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -30,7 +30,7 @@ from dftrack.errors import StoreError
 from dftrack.files import write_bytes
 from dftrack.page import Page, serve_ui
 from dftrack.redaction import scrub
-from dftrack.registered import Registered, model_folder
+from dftrack.registered import Registered, content_tag, model_folder
 
 __all__ = ["Page", "Run", "RunRecord", "Store", "Tracker", "open_tracker", "prepare_store", "scrub", "serve_ui"]
 
@@ -269,14 +269,18 @@ class Tracker:
         """The whole folder of the model that a run logged, with MLflow's own files. StoreError if it logged none."""
         return model_folder(self._connection, self.find_run(run_id).run_id)
 
-    def artifacts(self, run_id: str, folder: str) -> list[str]:
-        """The names of the files in the artifact folder `folder` of a run, sorted; none if there is no such folder."""
+    def model_digest(self, run_id: str) -> str | None:
+        """The sha256 of all files of the model that a run logged, as they were then; None if that was not kept."""
+        return content_tag(self._connection, self.find_run(run_id).run_id)
+
+    def artifacts(self, run_id: str, folder: str = "") -> list[str]:
+        """The names of what lies in the artifact folder `folder` of a run, sorted; none if there is no such folder."""
         record = self.find_run(run_id)
         if place := local_path(record.artifact_uri):
-            inside = place / _inside(folder)
+            inside = place / _inside(folder) if folder else place
             return sorted(file.name for file in inside.iterdir()) if inside.is_dir() else []
         with speaking(self._connection.uri):
-            found = self._client.list_artifacts(record.run_id, folder)
+            found = self._client.list_artifacts(record.run_id, folder or None)
         return sorted(PurePosixPath(file.path).name for file in found)
 
     def detector_folder(self, run_id: str) -> Path:

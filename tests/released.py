@@ -1,5 +1,6 @@
 """Runs as a training would have left them, without a training: a network, a detector, scores that are set."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from dftrack.config import Config, Value, flatten, vary
 from dftrack.data.cache import DataSet, open_data
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, report
 from dftrack.learning.metrics import CLASSES
-from dftrack.learning.model import build_model
-from dftrack.recording import flat_metrics
+from dftrack.learning.model import build_model, normalise
 from dftrack.tracking import Run, Tracker
 
 
@@ -63,7 +65,11 @@ def record(tracker: Tracker, predictions: Sequence[Predictions], recipe: Recipe 
     )
     for epoch in (1, 2):
         run.log_epoch(epoch, {"train/loss": 0.7 / epoch, "val/loss": 0.8 / epoch})
-    metrics = {name: value for found in predictions for name, value in flat_metrics(report(found)).items()}
+    metrics: dict[str, float | None] = {}
+    for found in predictions:
+        judged = report(found)
+        metrics |= {f"{found.split}/{name}": value for name, value in judged.metrics.items()}
+        metrics |= {f"{found.split}/always_fake/{name}": value for name, value in judged.always_fake.items()}
     run.log_metrics({**metrics, **recipe.metrics})
     for found in predictions:
         run.log_table(
@@ -101,3 +107,56 @@ def predictions_of(detector: Detector, data: DataSet, split: str) -> Predictions
 def opened(source: Path, store: Path) -> DataSet:
     """The data of `source` at 16 pixels."""
     return open_data(vary(Config(), {"data.source": str(source), "data.image_size": 16}).data, store)
+
+
+def hard_faces(root: Path, *, test: int = 60, seed: int = 0) -> Path:
+    """A folder of noisy pictures whose fakes are a little greener, some hardly: no network is right about all."""
+    random = np.random.default_rng(seed)
+    for split, count in (("train", 40), ("val", 20), ("test-dev", test)):
+        for label in CLASSES:
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                tint = random.normal(90, 12, 3)
+                tint[1] += random.normal(18, 14) if label == "fake" else 0
+                pixels = np.clip(random.normal(tint, 30, (16, 16, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{split}-{label}-{number:03}.jpg", quality=95)
+    return root
+
+
+def taught(data: DataSet, *, seed: int = 0, spoil: float = 0.0) -> Detector:
+    """A detector that knows something without having been trained: random features, a logistic regression on top.
+
+    spoil: how much noise is added to the last layer, as a share of its length.
+    """
+    settings = flatten(vary(Config(), {"data.source": data.source, "data.image_size": 16}))
+    detector = network(settings, seed)
+    last, kept = detector.model.fc2, []
+    handle = last.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().clone()))
+    with torch.inference_mode():
+        detector.model.eval()(normalise(torch.from_numpy(np.array(data.splits["train"].pixels))))
+    handle.remove()
+    features, labels = torch.cat(kept).numpy().astype(float), data.splits["train"].labels  # (n, 512), (n,)
+    weight = LogisticRegression(C=1.0, max_iter=500).fit(features, labels).coef_[0]
+    noise = np.random.default_rng(seed).normal(size=len(weight))
+    weight = weight + spoil * np.linalg.norm(weight) * noise / np.linalg.norm(noise)
+    line = LogisticRegression(max_iter=500).fit((features @ weight)[:, None], labels)
+    with torch.no_grad():
+        row = torch.from_numpy(weight * line.coef_[0, 0]).float()
+        last.weight.copy_(torch.stack([-row / 2, row / 2]))
+        last.bias.copy_(torch.tensor([-line.intercept_[0] / 2, line.intercept_[0] / 2]))
+    return detector
+
+
+def release_candidate(tracker: Tracker, data: DataSet, *, seed: int = 0, spoil: float = 0.0, **more: object) -> Run:
+    """A finished run of a `taught` detector with its true predictions on val and test-dev."""
+    detector = taught(data, seed=seed, spoil=spoil)
+    predictions = [predictions_of(detector, data, split) for split in ("val", "test-dev")]
+    recipe = Recipe(settings=detector.settings, digest=data.digest, seed=seed, model=False, finish=False)
+    recipe = dataclasses.replace(recipe, **more)
+    run = record(tracker, predictions, recipe)
+    folder = tracker.store.folder / "made"
+    detector.save(folder)
+    run.log_model(folder, {})
+    run.finish("FINISHED")
+    return run
