@@ -130,6 +130,7 @@ def run_experiment(
                     tests=plan.open_tests,
                     pictures=plan.pictures,
                     keep_model=plan.keep_model,
+                    progress=prepare,
                 )
             run.finish("KILLED" if end else "FINISHED", end=end or "complete")
         if end != "paused":

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from dftrack.config import Config, Value, flatten
 from dftrack.data.cache import DataSet
+from dftrack.dossier import record_assessment, record_review
 from dftrack.learning import figures
+from dftrack.learning.assessment import Chosen, Progress, assess, choose
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
 from dftrack.learning.explain import gradcam_rows
-from dftrack.learning.metrics import CLASSES
+from dftrack.learning.metrics import CLASSES, DEFAULT_THRESHOLD
 from dftrack.learning.model import FaceCNN
+from dftrack.learning.trust import marked
 from dftrack.runtime import provenance
 from dftrack.tracking import Run
 
@@ -83,27 +86,77 @@ def record_start(run: Run, data: DataSet, opened: Sequence[str] = ("train", "val
     )
     counts = {f"data/{split}/{name}": n for split, of in data.counts().items() for name, n in of.items()}
     run.log_metrics({**counts, "data/unreadable": len(data.unreadable)})
+    record_review(run, data)
 
 
-def evaluate_and_record(run: Run, trained: Trained, *, tests: bool, pictures: bool, keep_model: bool) -> Final:
-    """Score val (and, if `tests`, the test splits); record numbers, every prediction, and what else is asked for."""
+def evaluate_and_record(
+    run: Run,
+    trained: Trained,
+    *,
+    tests: bool,
+    pictures: bool,
+    keep_model: bool,
+    progress: Progress = lambda what, done, total: None,
+) -> Final:
+    """Score val (and, if `tests`, the test splits); record numbers, every prediction, and what else is asked for.
+
+    pictures: curves, explanations, and everything that says how far the numbers can be trusted. `progress` is told
+    what is being done; an exception it raises ends the work.
+    """
     names = ["val", *(trained.data.test_splits if tests else ())]
     if tests and trained.data.test_splits:  # said before it is done: an opening that is then interrupted is an opening
         run.set_tags({TESTS_OPENED: ", ".join(trained.data.test_splits)})
-    predictions = [predict(trained.model, trained.data.splits[name], device=trained.device) for name in names]
+    predictions: list[Predictions] = []
+    for name in names:
+        progress("scoring " + name, len(predictions), len(names))
+        predictions.append(predict(trained.model, trained.data.splits[name], device=trained.device))
     reports = tuple(report(found) for found in predictions)
     curves = set(trained.history[-1])  # these have a point for each epoch, and the last one is this value
     for judged in reports:
         run.log_metrics({name: value for name, value in flat_metrics(judged).items() if name not in curves})
     for found in predictions:
-        run.log_table(_table(found), f"predictions/{found.split}.csv")
+        run.log_table(prediction_columns(found), f"predictions/{found.split}.csv")
+    chosen = choose(predictions[0])
+    model_uri = _record_model(run, trained, reports, chosen) if keep_model else None
     if pictures:
-        _record_pictures(run, trained, predictions, reports)
-    model_uri = _record_model(run, trained, reports) if keep_model else None
+        run.log_bytes(figures.loss_curves(trained.history), "curves/loss.png")
+        record_judgement(
+            run, trained.model, trained.data, predictions, chosen, device=trained.device, progress=progress
+        )
     return Final(reports, flatten(trained.config), trained.data.digest, model_uri)
 
 
-def _table(found: Predictions) -> dict[str, Sequence[str | float]]:
+def record_judgement(
+    run: Run,
+    model: FaceCNN,
+    data: DataSet,
+    predictions: Sequence[Predictions],
+    chosen: Chosen,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Everything that is drawn from predictions, and everything that says how far they can be trusted."""
+    splits = [data.splits[found.split] for found in predictions]
+    damaged = next((name for name in data.test_splits if name in {s.name for s in splits}), splits[0].name)
+    found = assess(
+        model, splits, predictions, chosen, threshold=threshold, device=device, robust_on=damaged, progress=progress
+    )
+    record_assessment(run, model, splits, found, data.review)
+    run.log_bytes(figures.roc_curves(predictions), "curves/roc.png")
+    run.log_bytes(figures.pr_curves(predictions), "curves/precision-recall.png")
+    for split, part in zip(splits, found.splits, strict=True):
+        progress(f"explaining {split.name}", 0, 1)
+        run.log_bytes(figures.confusion_matrix(part.report), f"confusion/{split.name}.png")
+        rows = gradcam_rows(model, split, part.predictions, threshold=threshold)
+        title = marked(part.trust.warnings)
+        marked_rows = [dataclasses.replace(row, warning=title) for row in rows]
+        run.log_bytes(figures.gradcam_panel(marked_rows), f"grad-cam/{split.name}.png")
+
+
+def prediction_columns(found: Predictions) -> dict[str, Sequence[str | float]]:
+    """The table of predictions that a run keeps: a row for each picture."""
     return {
         "picture": found.names,
         "group": found.groups,
@@ -112,20 +165,15 @@ def _table(found: Predictions) -> dict[str, Sequence[str | float]]:
     }
 
 
-def _record_pictures(run: Run, trained: Trained, predictions: Sequence[Predictions], reports: Sequence[Report]) -> None:
-    run.log_bytes(figures.loss_curves(trained.history), "curves/loss.png")
-    run.log_bytes(figures.roc_curves(predictions), "curves/roc.png")
-    run.log_bytes(figures.pr_curves(predictions), "curves/precision-recall.png")
-    for judged in reports:
-        run.log_bytes(figures.confusion_matrix(judged), f"confusion/{judged.split}.png")
-    for found in predictions:
-        rows = gradcam_rows(trained.model, trained.data.splits[found.split], found)
-        run.log_bytes(figures.gradcam_panel(rows), f"grad-cam/{found.split}.png")
-
-
-def _record_model(run: Run, trained: Trained, reports: Sequence[Report]) -> str:
+def _record_model(run: Run, trained: Trained, reports: Sequence[Report], chosen: Chosen) -> str:
     with tempfile.TemporaryDirectory(prefix="dftrack-model-") as name:
         folder = Path(name)
-        Detector(model=trained.model, settings=flatten(trained.config), device=trained.device).save(folder)
+        detector = Detector(
+            model=trained.model,
+            settings=flatten(trained.config),
+            device=trained.device,
+            temperature=chosen.temperature,
+        )
+        detector.save(folder)
         metrics = {name: value for found in reports for name, value in flat_metrics(found).items()}
         return run.log_model(folder, metrics, step=len(trained.history))

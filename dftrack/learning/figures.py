@@ -69,7 +69,7 @@ def confusion_matrix(report: Report) -> bytes:
     axes.set_ylabel("true class", fontsize=11)
     figure.suptitle(f"{report.split}: called fake where P(fake) is at least {report.threshold:.3g}", fontsize=11.5)
     figure.colorbar(image, format=PercentFormatter(1), label="share of the true class", shrink=0.9)
-    return _png(figure)
+    return to_png(figure)
 
 
 def roc_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -80,7 +80,7 @@ def roc_curves(predictions: Sequence[Predictions]) -> bytes:
     figure = Figure(figsize=(10.5, 4.9), layout="constrained")
     whole, low = figure.subplots(1, 2)
     for index, split in enumerate(predictions):
-        colour, dashes = _style(index)
+        colour, dashes = style_of(index)
         label = f"{split.split}: undefined ({_why_not(split)})"
         fpr = tpr = np.empty(0)
         if _drawable(split):
@@ -100,13 +100,13 @@ def roc_curves(predictions: Sequence[Predictions]) -> bytes:
     low.set_xscale("log")
     low.set_xlim(LOWEST_FPR, 1)
     for axes, title in ((whole, "ROC"), (low, "ROC at low false-alarm rates")):
-        _label(axes, title, "share of reals called fake (FPR)", "share of fakes caught (TPR)")
+        name_axes(axes, title, "share of reals called fake (FPR)", "share of fakes caught (TPR)")
         axes.set_ylim(-0.02, 1.02)
     whole.set_aspect("equal")
     low.set_xticks([0.001, 0.01, 0.05, 0.1, 0.5, 1], ["0.1 %", "1 %", "5 %", "10 %", "50 %", "100 %"])
     low.minorticks_off()
-    _legend(figure, whole, columns=2)
-    return _png(figure)
+    legend_below(figure, whole, columns=2)
+    return to_png(figure)
 
 
 def pr_curves(predictions: Sequence[Predictions]) -> bytes:
@@ -114,7 +114,7 @@ def pr_curves(predictions: Sequence[Predictions]) -> bytes:
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
     axes = figure.add_subplot()
     for index, split in enumerate(predictions):
-        colour, dashes = _style(index)
+        colour, dashes = style_of(index)
         label = f"{split.split}: undefined ({_why_not(split)})"
         recall = precision = np.empty(0)
         if _drawable(split):
@@ -125,7 +125,7 @@ def pr_curves(predictions: Sequence[Predictions]) -> bytes:
             axes.axhline(share, color=colour, linewidth=1, linestyle=(0, (2, 3)))
         axes.step(recall, precision, where="post", color=colour, linestyle=dashes, linewidth=2, label=label)
     axes.plot([], [], color=GREY, linewidth=1, linestyle=(0, (2, 3)), label="chance: the share of fakes")
-    _label(
+    name_axes(
         axes,
         "Precision and recall",
         "recall: share of fakes caught",
@@ -133,8 +133,8 @@ def pr_curves(predictions: Sequence[Predictions]) -> bytes:
     )
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    _legend(figure, axes)
-    return _png(figure)
+    legend_below(figure, axes)
+    return to_png(figure)
 
 
 def loss_curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
@@ -148,8 +148,8 @@ def loss_curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
         figure.subplots(1, 2), ("loss", "roc_auc"), ("cross-entropy (nats)", "AUC"), strict=True
     ):
         for index, part in enumerate(("train", "val")):
-            values = np.array([_number(epoch.get(f"{part}/{key}")) for epoch in history], dtype=float)
-            colour, dashes = _style(index)
+            values = np.array([or_nan(epoch.get(f"{part}/{key}")) for epoch in history], dtype=float)
+            colour, dashes = style_of(index)
             axes.plot(epochs, values, color=colour, linestyle=dashes, marker="o", markersize=5, linewidth=2, label=part)
             if part == "val" and np.any(np.isfinite(values)):
                 best = int(np.nanargmin(values) if key == "loss" else np.nanargmax(values))
@@ -157,10 +157,10 @@ def loss_curves(history: Sequence[Mapping[str, float | None]]) -> bytes:
                     epochs[best], values[best], "o", markersize=12, markerfacecolor="none", markeredgecolor=colour,
                     label=f"best val: {values[best]:.3f}, epoch {best + 1}",
                 )  # fmt: skip
-        _label(axes, name, "epoch", name)
+        name_axes(axes, name, "epoch", name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    return to_png(figure)
 
 
 def gradcam_panel(rows: Sequence[PanelRow], title: str = "") -> bytes:
@@ -189,7 +189,7 @@ def gradcam_panel(rows: Sequence[PanelRow], title: str = "") -> bytes:
     figure.colorbar(ScalarMappable(Normalize(0, 1), HEAT), cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
     bar.tick_params(labelsize=8)
     bar.set_xlabel("evidence, 1 = strongest place of that picture; white line = forged area", fontsize=8.5, labelpad=1)
-    return _png(figure)
+    return to_png(figure)
 
 
 def photo_and_heat(row: PanelRow) -> NDArray[np.uint8]:
@@ -200,7 +200,7 @@ def photo_and_heat(row: PanelRow) -> NDArray[np.uint8]:
 def _overlay(row: PanelRow) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The heat in colours, and laid over the photo in grey: two of (S, S, 3), 0..255."""
     heat = np.zeros_like(row.heat) if row.flat else row.heat
-    colours: NDArray[np.float64] = 255 * colormaps[HEAT](heat)[..., :3]
+    colours = 255 * np.asarray(colormaps[HEAT](heat))[..., :3]
     weight = np.where(row.flat, 0, 0.1 + 0.65 * heat)[..., None]
     return colours, (1 - weight) * row.photo.mean(axis=2, keepdims=True) + weight * colours
 
@@ -249,11 +249,13 @@ def _n(split: Predictions) -> str:
     return f"{len(split) - fakes:,} real + {fakes:,} fake"
 
 
-def _number(value: float | None) -> float:
+def or_nan(value: float | None) -> float:
+    """For matplotlib, to which NaN is a gap."""
     return math.nan if value is None else value
 
 
-def _style(index: int) -> tuple[str, str | tuple[int, tuple[int, ...]]]:
+def style_of(index: int) -> tuple[str, str | tuple[int, tuple[int, ...]]]:
+    """Colour and dashes of the line with this number."""
     return COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
 
 
@@ -261,20 +263,23 @@ def _short(name: str, most: int = 56) -> str:
     return name if len(name) <= most else "..." + name[3 - most :]
 
 
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
+def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    """Title, names of both axes, and a faint grid."""
     axes.set_title(title, fontsize=12)
     axes.set_xlabel(x, fontsize=11)
     axes.set_ylabel(y, fontsize=11)
     axes.grid(alpha=0.25)
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 1) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
+    """One legend under the whole figure, of what is drawn in `axes`."""
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, fontsize=10, ncols=columns
     )
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     target = io.BytesIO()
     FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
     figure.savefig(target, format="png", dpi=DPI)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from dftrack.config import Value, flatten
-from dftrack.study.definition import Direction, StudyDefinition
 from dftrack.document import Block, Commands, Grid, Heading, Picture, Words, to_html, to_markdown
+from dftrack.study.definition import Direction, StudyDefinition
 from dftrack.study.naming import short_value, trial_name
 from dftrack.study.records import Record
 from dftrack.study.verdict import CONFIDENCE, Spread, Verdict, judge, spread

@@ -1,0 +1,136 @@
+"""A recorded model held against any data set, as a run of its own: `dftrack evaluate`."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from dftrack.config import DataConfig, Leaks, Value
+from dftrack.data.cache import DataSet, open_data, open_for_judging
+from dftrack.dossier import EVALUATION
+from dftrack.errors import DataError, SettingError, StoreError
+from dftrack.learning.assessment import Chosen, Progress, choose
+from dftrack.learning.detector import Detector
+from dftrack.learning.evaluation import Predictions, Report, predict, report
+from dftrack.recording import TESTS_OPENED, flat_metrics, prediction_columns, record_judgement, record_start
+from dftrack.registry import Resolved, resolve_model
+from dftrack.runtime import pick_device
+from dftrack.tracking import Run, Tracker
+
+KIND = "evaluation"
+EVALUATED_TAG = "dftrack.evaluated_run"  # the run whose model it is
+NO_CHOICE = Chosen(None, {}, {"temperature": "no val split decided it"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to hold against what."""
+
+    model: str | None  # RUN, NAME@alias, NAME/3; None: the champion, else the newest baseline
+    source: str | None = None  # the data; None: what the model was trained on
+    splits: Sequence[str] = ()  # none: val and the test splits, or all there are if there is neither
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What came of it."""
+
+    run_id: str  # of the evaluation
+    model: str  # for a person
+    data_digest: str
+    reports: tuple[Report, ...]
+
+    def flat(self) -> dict[str, float | None]:
+        """Metric name -> value, as in MLflow. None = undefined."""
+        return {name: value for found in self.reports for name, value in flat_metrics(found).items()}
+
+
+def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress) -> Evaluated:
+    """Score, judge, record. Raises DftrackError if the model, the data or a split is not to be had."""
+    resolved = resolve_model(tracker, request.model)
+    device = pick_device(request.device)
+    detector = Detector.load(resolved.folder, device=device)
+    data = _open(detector, request, store, progress)
+    names = _splits(data, request.splits)
+    settings: dict[str, Value] = {"data.source": data.source, "data.image_size": data.image_size, "run.device": device}
+    run = tracker.start_run(
+        f"evaluation of {resolved.described}"[:120],
+        key=uuid.uuid4().hex,
+        settings=settings,
+        tags={
+            "dftrack.kind": KIND,
+            "dftrack.data_digest": data.digest,
+            EVALUATED_TAG: resolved.run_id,
+            TESTS_OPENED: ", ".join(name for name in names if name not in ("train", "val")),
+        },
+    )
+    try:
+        record_start(run, data, opened=names)
+        reports = _judge(run, detector, data, names, _chosen(tracker, resolved), device, progress)
+    except BaseException as error:
+        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
+        raise
+    run.finish("FINISHED")
+    return Evaluated(run.run_id, resolved.described, data.digest, reports)
+
+
+def _judge(
+    run: Run,
+    detector: Detector,
+    data: DataSet,
+    names: Sequence[str],
+    chosen: Chosen | None,
+    device: str,
+    progress: Progress,
+) -> tuple[Report, ...]:
+    predictions: list[Predictions] = []
+    for name in names:
+        progress(f"scoring {name}", len(predictions), len(names))
+        predictions.append(predict(detector.model, data.splits[name], device=device))
+    if chosen is None:
+        chosen = next((choose(found) for found in predictions if found.split == "val"), NO_CHOICE)
+    reports = tuple(report(found, detector.threshold) for found in predictions)
+    for judged in reports:
+        run.log_metrics(flat_metrics(judged))
+    for found in predictions:
+        run.log_table(prediction_columns(found), f"predictions/{found.split}.csv")
+    record_judgement(
+        run, detector.model, data, predictions, chosen, threshold=detector.threshold, device=device, progress=progress
+    )
+    return reports
+
+
+def _open(detector: Detector, request: Request, store: Path, progress: Progress) -> DataSet:
+    """The pictures at the size the network wants: its own data set, or another one, which needs no train."""
+    own = str(detector.settings["data.source"])
+    config = DataConfig(
+        source=request.source or own,
+        image_size=detector.image_size,
+        leaks=cast(Leaks, detector.settings.get("data.leaks", "leave-out")),
+    )
+    if request.source is None or request.source == own:
+        return open_data(config, store, progress)
+    return open_for_judging(config, store, progress)
+
+
+def _splits(data: DataSet, wanted: Sequence[str]) -> list[str]:
+    unknown = [name for name in wanted if name not in data.splits]
+    if unknown:
+        raise SettingError(f"{data.source!r} has no split {unknown[0]!r}", f"it has {', '.join(data.splits)}")
+    usual = [name for name in data.splits if name != "train"] or list(data.splits)
+    chosen = list(dict.fromkeys(wanted)) or usual
+    if not any(len(data.splits[name].labels) for name in chosen):
+        raise DataError(f"there is no picture of {', '.join(chosen)} in {data.source!r}")
+    return chosen
+
+
+def _chosen(tracker: Tracker, resolved: Resolved) -> Chosen | None:
+    """What the model's own val decided when it was trained, so that another data set decides nothing."""
+    try:
+        place = tracker.download(resolved.run_id, EVALUATION)
+        return Chosen.from_plain(json.loads(place.read_text())["chosen"])
+    except (StoreError, OSError, ValueError, KeyError):
+        return None

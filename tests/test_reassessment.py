@@ -1,0 +1,125 @@
+"""A model held against data of any kind: everything is recorded, nothing is invented, what is undefined says so."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dftrack.errors import DataError, SettingError
+from dftrack.reassessment import Evaluated, Request, evaluate
+from dftrack.tracking import RunRecord, Tracker, open_tracker
+from dftrack.verification import verify
+from tests.released import hard_faces, opened, release_candidate
+
+MADE = (
+    "evaluation.json", "audit.json", "report/evaluation.html", "errors/gallery.html", "robustness/curves.png",
+    "calibration/test-dev.png", "slices/test-dev.png", "slices/test-dev.csv", "grad-cam/test-dev.png",
+    "confusion/val.png", "curves/roc.png", "predictions/test-dev.csv",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, template_store: Path) -> Path:
+    """A store with one released-like run; the faces lie beside it."""
+    folder = tmp_path_factory.mktemp("judged")
+    hard_faces(folder / "faces")
+    shutil.copytree(template_store, folder / "store")
+    tracker = open_tracker(folder / "store")
+    release_candidate(tracker, opened(folder / "faces", folder / "store"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own(place: Path) -> tuple[Tracker, RunRecord, Evaluated]:
+    tracker = open_tracker(place / "store")
+    found = run(place)
+    return tracker, tracker.find_run(found.run_id), found
+
+
+def run(place: Path, **more: object) -> Evaluated:
+    tracker = open_tracker(place / "store")
+    model = tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id
+    return evaluate(tracker, place / "store", Request(model, **more), lambda what, done, total: None)
+
+
+def test_everything_is_recorded_in_a_run_of_its_own(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    tracker, record, found = own
+    assert (record.status, record.tags["dftrack.kind"]) == ("FINISHED", "evaluation")
+    assert record.tags["dftrack.tests_opened"] == "test-dev"
+    assert record.tags["dftrack.data_digest"] == found.data_digest
+    for path in MADE:
+        assert tracker.download(record.run_id, path).stat().st_size > 100, path
+    low, value, high = (
+        record.metrics[name]
+        for name in ("interval/test-dev/roc_auc/low", "test-dev/roc_auc", "interval/test-dev/roc_auc/high")
+    )
+    assert low < value < high
+    for name in (
+        "robustness/jpeg/5", "robustness_accuracy/blur/1", "calibration/temperature", "calibration/test-dev/ece",
+        "operating/test-dev/tpr_at_10pct_fpr", "by_group/test-dev/roc_auc", "shortcut/roc_auc",
+    ):  # fmt: skip
+        assert name in record.metrics, f"{name} is missing from {sorted(record.metrics)}"
+
+
+def test_what_it_logs_follows_from_what_it_stores(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    tracker, record, _ = own
+    found = verify(tracker, record.run_id)
+    assert found.holds, found.faults
+    assert any(claim.name.startswith("interval/") and claim.verdict == "follows" for claim in found.claims)
+
+
+def test_the_pages_need_nothing_from_elsewhere(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    tracker, record, _ = own
+    for path in ("report/evaluation.html", "errors/gallery.html"):
+        text = tracker.download(record.run_id, path).read_text()
+        assert "http://" not in text and "https://" not in text, f"{path} asks for something from elsewhere"
+    gallery = tracker.download(record.run_id, "errors/gallery.html").read_text()
+    wrong = record.metrics["test-dev/n"] * (1 - record.metrics["test-dev/accuracy"])
+    assert wrong > 0 and gallery.count('class="card"') >= min(wrong, 12), "the misses of both splits are shown"
+    assert "test-dev/fake/" in gallery or "test-dev/real/" in gallery, "each says which file it is"
+
+
+def test_the_numbers_are_those_of_the_run_it_judges(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    tracker, record, found = own
+    judged = tracker.find_run(record.tags["dftrack.evaluated_run"])
+    for name, value in found.flat().items():
+        if name in judged.metrics:
+            assert value == pytest.approx(judged.metrics[name], abs=1e-5), name
+
+
+def test_a_folder_with_one_class_gives_undefined_not_zero(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "faces" / "test-dev" / "fake", tmp_path / "only" / "test" / "fake")
+    for picture in sorted((tmp_path / "only" / "test" / "fake").iterdir())[5:]:
+        picture.unlink()
+    found = run(place, source=str(tmp_path / "only"))
+    record = open_tracker(place / "store").find_run(found.run_id)
+    assert found.flat()["test/roc_auc"] is None
+    assert not any("roc_auc" in name and name.startswith("test/") for name in record.metrics)
+    assert "test/roc_auc" in record.tags["dftrack.undefined"]
+    stored = json.loads(open_tracker(place / "store").download(found.run_id, "evaluation.json").read_text())
+    assert stored["splits"]["test"]["intervals"]["roc_auc"] is None
+
+
+def test_what_val_decided_at_training_decides_on_other_data(place: Path) -> None:
+    tracker = open_tracker(place / "store")
+    judged = tracker.latest_run(tags={"dftrack.kind": "baseline"})
+    decided = {"temperature": 7.5, "thresholds": {"best F1 on val": 0.321}, "reasons": {}}
+    tracker.open_run(judged.run_id).log_json({"chosen": decided}, "evaluation.json")
+    found = run(place, splits=("test-dev",))
+    stored = json.loads(tracker.download(found.run_id, "evaluation.json").read_text())
+    assert stored["chosen"] == decided
+    points = {point["name"]: point["threshold"] for point in stored["splits"]["test-dev"]["operating"]}
+    assert points == {"fixed": 0.5, "best F1 on val": 0.321}
+    assert list(found.reports[0].metrics) and [report.split for report in found.reports] == ["test-dev"]
+
+
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(place: Path) -> None:
+    with pytest.raises(SettingError, match="no split 'holdout'") as caught:
+        run(place, splits=("holdout",))
+    assert "test-dev" in caught.value.hint
+
+
+def test_data_that_are_gone_are_refused(place: Path) -> None:
+    with pytest.raises(DataError):
+        run(place, source=str(place / "nowhere"))
