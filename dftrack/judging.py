@@ -1,9 +1,10 @@
 """Use a recorded model on pictures that nobody has labelled: score them, show where the model looked."""
 
+import base64
 from pathlib import Path
 from typing import NamedTuple
 
-from dftrack.data.pictures import decode
+from dftrack.data.pictures import decode, encode_png
 from dftrack.errors import DataError, SettingError
 from dftrack.files import write_bytes
 from dftrack.learning import figures
@@ -29,6 +30,25 @@ def fetch_detector(store: Path, reference: str | None = None) -> Fetched:
     """The detector that `reference` means: NAME@alias, NAME/3 or a run. None: the champion, else the last baseline."""
     found = resolve_model(open_tracker(store), reference)
     return Fetched(Detector.load(found.folder), found.run_id, found.described)
+
+
+def judge_and_explain(detector: Detector, content: bytes) -> dict[str, object]:
+    """Everything to say of one picture, fit for JSON; `heat_map` is a PNG of the detector's size as a data URL.
+
+    Raises PictureError if `content` is no readable picture.
+    """
+    pixels = decode(content, detector.image_size)
+    score = float(detector.score(pixels[None])[0])
+    row = gradcam_row(detector.model, pixels, name="picture", score=score, threshold=detector.threshold)
+    overlay = figures.photo_and_heat(row)[:, detector.image_size :]
+    return {
+        "score": score,
+        "verdict": "fake" if score >= detector.threshold else "real",
+        "probability": detector.calibrated(score),
+        "threshold": detector.threshold,
+        "heat_map": f"data:image/png;base64,{base64.b64encode(encode_png(overlay)).decode()}",
+        "heat_is_flat": row.flat,  # the map points nowhere: the picture is shown in grey
+    }
 
 
 class Panels:

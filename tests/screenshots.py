@@ -4,6 +4,7 @@ The newest finished baseline: its overview and pictures it recorded, as the page
 trials, report and plots. Fails if the page does not show them. `make screenshots` does it for mlruns/.
 """
 
+import base64
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,23 @@ def of_study(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
     page.wait_for_timeout(3000)
     taken.append(save_screenshot(page, folder / "study-runs.png"))
     return taken
+
+
+DROP = """([name, content]) => {
+    const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], name, {type: "image/" + name.split(".").pop().replace("jpg", "jpeg")}));
+    document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+def drop_page(url: str, page: Any, picture: Path, target: Path) -> Path:
+    """The page of `dftrack serve` at `url`, after a picture was dropped on it."""
+    page.goto(url)
+    page.evaluate(DROP, [picture.name, base64.b64encode(picture.read_bytes()).decode()])
+    page.locator("#result").wait_for()
+    page.wait_for_function("Array.from(document.images).every(i => i.naturalWidth > 0)")
+    return save_screenshot(page, target)
 
 
 def overview(run: RunRecord, ui: Page, page: Any, target: Path, status: str) -> Path:

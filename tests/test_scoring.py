@@ -136,7 +136,7 @@ def test_a_model_is_named_files_and_no_pickle(run: Run, saved: Path) -> None:
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {"MLmodel", "artifacts/model.safetensors", "artifacts/detector.json", "code/dftrack/files.py"} <= files
     kinds = {Path(name).suffix for name in files}
-    assert kinds <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".toml", ".typed"}, (
+    assert kinds <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors", ".toml", ".typed", ".html"}, (
         f"unexpected kinds of files: {kinds}"
     )
     assert not [name for name in files if "__pycache__" in name]

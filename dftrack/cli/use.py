@@ -89,3 +89,45 @@ def predict(
         raise DataError(
             f"{bad:,} of {len(named.paths):,} pictures could not be read", "their rows above say why; all others count"
         )
+
+
+@app.command(
+    epilog="Example: dftrack serve --model dftrack@champion  ·  Exit codes: 2 option, or the port is taken, 4 store or "
+    "no such model, 8 damaged model, 130 Ctrl-C, 143 SIGTERM."
+)
+def serve(
+    model: Model = None,
+    port: Annotated[int | None, typer.Option(help="Port, 0 for any [the first free one from 5001 on].")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Serve a model over HTTP until Ctrl-C: a page to drop a picture on, and MLflow's /invocations.
+
+    Pictures only, as bytes to /judge or base64 to /invocations; at most 16 MiB and 64 pictures in a request.
+    """
+    import time
+    from functools import partial
+
+    from dftrack import render
+    from dftrack.errors import Interrupted
+    from dftrack.runtime import catch_stop_requests
+    from dftrack.server import OWN_NAMES, listen
+
+    with catch_stop_requests() as stop, listen(host, port) as taken:
+        from dftrack.guard import Limits
+        from dftrack.judging import fetch_detector, judge_and_explain
+        from dftrack.server import make_app
+        from dftrack.server import serve as serve_app
+
+        detector, run_id, described = fetch_detector(store, model)
+        judge = partial(judge_and_explain, detector)
+        app = make_app(detector, judge, described, limits=Limits(), own_names_only=host in OWN_NAMES)
+        with serve_app(taken, app) as serving:
+            if as_json:
+                render.print_json({"url": serving.url, "model": described, "run_id": run_id})
+            render.say(f"{described} is at {serving.url} (Ctrl-C ends it)")
+            while stop.exit_code is None and serving.alive():
+                time.sleep(0.1)
+        if stop.exit_code is not None:
+            raise Interrupted(stop.exit_code, goes_on=False)
