@@ -43,14 +43,14 @@ def row(i: int = 0, *, flat: bool = False, mask: bool = True, label: int | None 
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every text of the figures drawn in the test."""
     texts: list[str] = []
-    draw = figures._png
+    draw = figures.to_png
 
     def listen(figure: Figure) -> bytes:
         png = draw(figure)
         texts.extend(text.get_text() for text in figure.findobj(Text))
         return png
 
-    monkeypatch.setattr(figures, "_png", listen)
+    monkeypatch.setattr(figures, "to_png", listen)
     return texts
 
 

@@ -209,8 +209,9 @@ def _draw_tiles(axes: Axes, row: PanelRow, x: float, y: float) -> None:
     """Photo, heat and overlay from (x, y) on, in inches."""
     colours, overlay = _overlay(row)
     lefts = [x + i * (TILE + GAP) for i in range(3)]
-    for left, tile in zip(lefts, (row.photo, colours, overlay), strict=True):
-        axes.imshow(tile.astype(np.uint8), extent=(left, left + TILE, y + TILE, y), aspect="auto")
+    tiles = (row.photo, colours.astype(np.uint8), overlay.astype(np.uint8))
+    for left, tile in zip(lefts, tiles, strict=True):
+        axes.imshow(tile, extent=(left, left + TILE, y + TILE, y), aspect="auto")
     if row.flat:
         flat = f"flat map:\nno place speaks\nfor {CLASSES[row.target]}"
         axes.text(lefts[1] + TILE / 2, y + TILE / 2, flat, color="white", ha="center", va="center", fontsize=10)

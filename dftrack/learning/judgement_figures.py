@@ -138,8 +138,8 @@ def _draw_forest(
         colour = COLOURS[1] if place == flagged else "black" if place == 0 else COLOURS[0]
         if value is None or interval is None:
             words = "undefined" if value is None else f"{value:.3f}, no interval"
-            where = {"transform": axes.get_yaxis_transform(), "va": "center", "color": GREY}
-            axes.text(0.02, height, words, fontsize=8.5, **where)
+            across = axes.get_yaxis_transform()  # 0 is the left end of the row
+            axes.text(0.02, height, words, fontsize=8.5, transform=across, va="center", color=GREY)
             continue
         axes.plot([interval.low, interval.high], [height, height], color=colour, linewidth=2)
         marker = "D" if place == 0 else "X" if place == flagged else "o"

@@ -116,13 +116,12 @@ def _parted(kind: str, values: NDArray[np.float64], parts: int) -> Iterator[tupl
     present = np.unique(place)
     if len(present) < 2:
         return
-    for part in present:
+    for part in present[present >= 0]:
         members = place == part
-        if part < 0:
-            yield ("no JPEG" if kind == QUALITY else "unknown"), members
-        else:
-            low, high = (f"{end(values[members]):.4g}" for end in (np.min, np.max))
-            yield (low if low == high else f"{low} to {high}"), members
+        low, high = (f"{end(values[members]):.4g}" for end in (np.min, np.max))
+        yield (low if low == high else f"{low} to {high}"), members
+    if not known.all():
+        yield ("no JPEG" if kind == QUALITY else "unknown"), ~known
 
 
 QUALITY = "JPEG quality"
