@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dftrack.comparison import SHORT_ID, Comparison, called, difference
+from dftrack.document import Block, Grid, Heading, Picture, Words, to_html
 from dftrack.files import write_bytes, write_text
 from dftrack.learning import comparison_figures
-from dftrack.document import Block, Grid, Heading, Picture, Words, to_html
 from dftrack.tracking import RunRecord
 
 COLUMNS = ("run", "split", "metric", "verdict", "difference", "p", "p, Holm", "pictures", "groups", "test")

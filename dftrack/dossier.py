@@ -134,8 +134,8 @@ def _trust_blocks(found: SplitAssessment) -> list[Block]:
             blocks.append(
                 Words(
                     f"Of {agreement.n} fakes that were {name}, {_number(agreement.energy)} of the heat lies on the "
-                    f"forged area, which is {_number(agreement.area)} of the picture (lift {_number(agreement.lift)}); the "
-                    f"hottest place hits it in {_number(agreement.pointing)}."
+                    f"forged area, which is {_number(agreement.area)} of the picture (lift "
+                    f"{_number(agreement.lift)}); the hottest place hits it in {_number(agreement.pointing)}."
                 )
             )
     return blocks

@@ -119,6 +119,9 @@ def run_experiment(
             yield Started(
                 run.run_id, config, device, training.state.precision, data, training.state.epoch, training.state.step
             )
+            if plan.pictures and data.review is not None:
+                for text in data.review.notices():
+                    yield Notice(text)
             final = None
             end = yield from training.go(run, plan, stop)
             if not end:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -11,10 +11,19 @@ from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
 from dftrack.dossier import EVALUATION
 from dftrack.errors import DataError, SettingError, StoreError
-from dftrack.learning.assessment import Chosen, Progress, choose
+from dftrack.learning.assessment import Assessment, Chosen, Progress, choose
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
-from dftrack.recording import TESTS_OPENED, flat_metrics, prediction_columns, record_judgement, record_start
+from dftrack.learning.statistics import Interval
+from dftrack.recording import (
+    TESTS_OPENED,
+    flat_metrics,
+    floor_of,
+    intervals_of,
+    prediction_columns,
+    record_judgement,
+    record_start,
+)
 from dftrack.registry import Resolved, resolve_model
 from dftrack.runtime import pick_device
 from dftrack.tracking import Run, Tracker
@@ -42,6 +51,8 @@ class Evaluated:
     model: str  # for a person
     data_digest: str
     reports: tuple[Report, ...]
+    floor: float | None  # AUC that the traits of the files alone reach on val; None = not known
+    intervals: Mapping[str, Mapping[str, Interval | None]]  # split -> metric
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> value, as in MLflow. None = undefined."""
@@ -69,12 +80,12 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     )
     try:
         record_start(run, data, opened=names)
-        reports = _judge(run, detector, data, names, _chosen(tracker, resolved), device, progress)
+        reports, found = _judge(run, detector, data, names, _chosen(tracker, resolved), device, progress)
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
         raise
     run.finish("FINISHED")
-    return Evaluated(run.run_id, resolved.described, data.digest, reports)
+    return Evaluated(run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found))
 
 
 def _judge(
@@ -85,22 +96,22 @@ def _judge(
     chosen: Chosen | None,
     device: str,
     progress: Progress,
-) -> tuple[Report, ...]:
+) -> tuple[tuple[Report, ...], Assessment]:
     predictions: list[Predictions] = []
     for name in names:
         progress(f"scoring {name}", len(predictions), len(names))
         predictions.append(predict(detector.model, data.splits[name], device=device))
     if chosen is None:
-        chosen = next((choose(found) for found in predictions if found.split == "val"), NO_CHOICE)
-    reports = tuple(report(found, detector.threshold) for found in predictions)
+        chosen = next((choose(scored) for scored in predictions if scored.split == "val"), NO_CHOICE)
+    reports = tuple(report(scored, detector.threshold) for scored in predictions)
     for judged in reports:
         run.log_metrics(flat_metrics(judged))
-    for found in predictions:
-        run.log_table(prediction_columns(found), f"predictions/{found.split}.csv")
-    record_judgement(
+    for scored in predictions:
+        run.log_table(prediction_columns(scored), f"predictions/{scored.split}.csv")
+    found = record_judgement(
         run, detector.model, data, predictions, chosen, threshold=detector.threshold, device=device, progress=progress
     )
-    return reports
+    return reports, found
 
 
 def _open(detector: Detector, request: Request, store: Path, progress: Progress) -> DataSet:

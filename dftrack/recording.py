@@ -3,19 +3,20 @@
 import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dftrack.config import Config, Value, flatten
 from dftrack.data.cache import DataSet
 from dftrack.dossier import record_assessment, record_review
 from dftrack.learning import figures
-from dftrack.learning.assessment import Chosen, Progress, assess, choose
+from dftrack.learning.assessment import Assessment, Chosen, Progress, assess, choose
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
 from dftrack.learning.explain import gradcam_rows
 from dftrack.learning.metrics import CLASSES, DEFAULT_THRESHOLD
 from dftrack.learning.model import FaceCNN
+from dftrack.learning.statistics import Interval
 from dftrack.learning.trust import marked
 from dftrack.runtime import provenance
 from dftrack.tracking import Run
@@ -42,6 +43,8 @@ class Final:
     settings: Mapping[str, Value]
     data_digest: str
     model_uri: str | None
+    floor: float | None = None  # AUC that the traits of the files alone reach on val
+    intervals: Mapping[str, Mapping[str, Interval | None]] = field(default_factory=dict)  # split -> metric; none asked
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> value, under the names in MLflow, for example `test-dev/roc_auc`. None = undefined."""
@@ -118,12 +121,24 @@ def evaluate_and_record(
         run.log_table(prediction_columns(found), f"predictions/{found.split}.csv")
     chosen = choose(predictions[0])
     model_uri = _record_model(run, trained, reports, chosen) if keep_model else None
-    if pictures:
-        run.log_bytes(figures.loss_curves(trained.history), "curves/loss.png")
-        record_judgement(
-            run, trained.model, trained.data, predictions, chosen, device=trained.device, progress=progress
-        )
-    return Final(reports, flatten(trained.config), trained.data.digest, model_uri)
+    final = Final(reports, flatten(trained.config), trained.data.digest, model_uri, floor_of(trained.data))
+    if not pictures:
+        return final
+    run.log_bytes(figures.loss_curves(trained.history), "curves/loss.png")
+    judgement = record_judgement(
+        run, trained.model, trained.data, predictions, chosen, device=trained.device, progress=progress
+    )
+    return dataclasses.replace(final, intervals=intervals_of(judgement))
+
+
+def floor_of(data: DataSet) -> float | None:
+    """AUC that the traits of the files alone reach on val; None = not known."""
+    return data.review.audit.shortcut.auc if data.review else None
+
+
+def intervals_of(found: Assessment) -> dict[str, Mapping[str, Interval | None]]:
+    """split -> metric -> interval."""
+    return {part.report.split: part.measured.intervals for part in found.splits}
 
 
 def record_judgement(
@@ -136,7 +151,7 @@ def record_judgement(
     threshold: float = DEFAULT_THRESHOLD,
     device: str,
     progress: Progress,
-) -> None:
+) -> Assessment:
     """Everything that is drawn from predictions, and everything that says how far they can be trusted."""
     splits = [data.splits[found.split] for found in predictions]
     damaged = next((name for name in data.test_splits if name in {s.name for s in splits}), splits[0].name)
@@ -153,6 +168,7 @@ def record_judgement(
         title = marked(part.trust.warnings)
         marked_rows = [dataclasses.replace(row, warning=title) for row in rows]
         run.log_bytes(figures.gradcam_panel(marked_rows), f"grad-cam/{split.name}.png")
+    return found
 
 
 def prediction_columns(found: Predictions) -> dict[str, Sequence[str | float]]:

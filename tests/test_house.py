@@ -73,6 +73,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.render",
             "dftrack.render_judgement",
             "dftrack.render_release",
+            "dftrack.render_study",
             "dftrack.render_verdicts",
             "dftrack.screens",
             "dftrack.cli",

@@ -49,7 +49,7 @@ def evaluate(
             }
         )
         return
-    render.show_results({r.split: r.metrics for r in found.reports}, {r.split: r.always_fake for r in found.reports})
+    render.show_results(found.reports, found.intervals, found.floor)
     render.say(f"{found.model}: run {found.run_id} holds the report and the errors:  dftrack ui{elsewhere(store)}")
 
 

@@ -56,7 +56,7 @@ def study(
     changes = {name: value for name, value in shorthand.items() if value is not None} | pairs(settings or [])
     definition = read_study(find_study_file(study_file)).revised(changes)
 
-    from dftrack import render
+    from dftrack import render, render_study
     from dftrack.runtime import catch_stop_requests
     from dftrack.screens import StudyScreen
     from dftrack.study.session import Request, run_study
@@ -75,7 +75,7 @@ def study(
     if as_json:
         render.print_json(outcome.plain())
         return
-    render.show_study(outcome.summary)
+    render_study.show_study(outcome.summary)
     where = elsewhere(store)
     render.say(f"run {outcome.run_id} holds the report, every trial and the plots:  dftrack ui{where}")
 
@@ -113,7 +113,7 @@ def study_status(
     as_json: Json = False,
 ) -> None:
     """How far a study is: trials, epochs, workers alive, the best so far. Only reads."""
-    from dftrack import render
+    from dftrack import render, render_study
     from dftrack.study.definition import find_study_file
     from dftrack.study.file import read_study
     from dftrack.study.opening import latest
@@ -127,7 +127,7 @@ def study_status(
     if as_json:
         render.print_json(dataclasses.asdict(found))
     else:
-        render.show_status(found, definition.metric)
+        render_study.show_status(found, definition.metric)
 
 
 @app.command(epilog="Example: dftrack doctor --fix. Exit code 1 if something is left that is not as it should be.")
@@ -138,7 +138,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Compare Optuna with MLflow: zombies, doubles, missing runs, wrong states, checkpoints left behind."""
-    from dftrack import render
+    from dftrack import render, render_study
     from dftrack.study import doctor as clinic
     from dftrack.study.storage import Storage
     from dftrack.tracking import open_tracker
@@ -154,7 +154,7 @@ def doctor(
             {"found": [dataclasses.asdict(f) for f in found], "mended": [dataclasses.asdict(f) for f in mended]}
         )
     else:
-        render.show_findings(found, mended)
+        render_study.show_findings(found, mended)
     if left:
         raise typer.Exit(1)
 

@@ -53,11 +53,12 @@ def baseline(
                 "metrics": final.flat(),
                 "settings": {**final.settings},
                 "data_digest": final.data_digest,
+                "floor": final.floor,
                 "store": str(store.resolve()),
             }
         )
         return
-    render.show_results({r.split: r.metrics for r in final.reports}, {r.split: r.always_fake for r in final.reports})
+    render.show_results(final.reports, final.intervals, final.floor)
     where = elsewhere(store)
     render.say(f"run {result.run_id} is FINISHED. Pictures, curves and the model:  dftrack ui{where}")
     render.say(f"score your own pictures:  dftrack predict PICTURE... --run {result.run_id[:8]}{where}")

@@ -39,6 +39,16 @@ class Review:
     left_out: tuple[Pair, ...]  # each second picture is not in the data set
     allowed: int  # exact leaks that stay in because the user said so
 
+    def notices(self) -> tuple[str, ...]:
+        """What a person should know before the training starts."""
+        said = []
+        if self.left_out:
+            named = "; ".join(f"{pair.second} is {pair.first}" for pair in self.left_out[:3])
+            said.append(f"left out, since the picture stands in an earlier split too: {len(self.left_out)} ({named})")
+        if self.allowed:
+            said.append(f"{self.allowed} exact leaks are trained on, as asked for: the results are no measure of skill")
+        return (*said, *(f"data: {f.message}" for f in self.audit.findings if f.severity == "warning"))
+
     def plain(self) -> dict[str, Any]:
         """For a JSON file."""
         return dataclasses.asdict(self)
