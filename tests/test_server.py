@@ -230,12 +230,12 @@ def test_who_is_slow_or_one_too_many_is_told_so_and_the_others_go_on(detector: D
 
 def test_a_fault_of_the_server_is_a_500_without_a_stack(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
     def broken(content: bytes) -> dict[str, object]:
-        raise ZeroDivisionError("secret path /home/me")
+        raise ZeroDivisionError("secret words")
 
     with serving(detector, broken) as url:
         answer = ask(f"{url}/judge", picture())
     assert answer.status == 500 and "secret" not in answer.body.decode()
-    assert "secret path" in caplog.text
+    assert "secret words" in caplog.text
 
 
 def test_a_taken_port_is_said_and_without_one_the_next_is_taken() -> None:

@@ -131,3 +131,52 @@ def serve(
                 time.sleep(0.1)
         if stop.exit_code is not None:
             raise Interrupted(stop.exit_code, goes_on=False)
+
+
+@app.command(
+    epilog="Example: dftrack export dftrack@champion --format onnx --out face.onnx  ·  Exit codes: 0 written and "
+    "checked, 1 a library is missing, 2 option, 4 store or no such model, or the place cannot be written, 8 damaged "
+    "model, or other numbers in the other runtime (nothing is kept)."
+)
+def export(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="NAME@ALIAS, NAME/VERSION or a run id [dftrack@champion, else the newest baseline]."),
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", help="onnx, safetensors or torchexport.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to [detector.onnx, the folder detector/, or detector.pt2].")
+    ] = None,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Write a model for another runtime: pictures as uint8 in, P(fake) out, the same within 1e-4 or nothing."""
+    from dftrack import render
+    from dftrack.errors import SettingError
+    from dftrack.export import TOLERANCE, USUAL_NAMES
+    from dftrack.export import export as write
+    from dftrack.judging import fetch_detector
+
+    if kind not in USUAL_NAMES:
+        raise SettingError(f"there is no format {kind!r}", f"choose one of {', '.join(USUAL_NAMES)}")
+    detector, run_id, described = fetch_detector(store, model)
+    written = write(detector, kind, out)
+    if as_json:
+        render.print_json(
+            {
+                "path": str(written.path),
+                "format": kind,
+                "sha256": written.sha256,
+                "bytes": written.bytes,
+                "largest_difference": written.largest_difference,
+                "model": described,
+                "run_id": run_id,
+                "threshold": detector.threshold,
+                "temperature": detector.temperature,
+                "image_size": detector.image_size,
+            }
+        )
+    render.say(
+        f"{described} is at {written.path} ({written.bytes / 1e6:.1f} MB); its scores are within "
+        f"{max(written.largest_difference, 1e-7):.0e} of the model's (allowed: {TOLERANCE:g})"
+    )
