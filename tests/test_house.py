@@ -24,6 +24,8 @@ RECORD = (
     "dftrack.registered",
     "dftrack.server",
 )
+# On the same floor without the door: reads the store's file where MLflow would take too long to load.
+INDEX = ("dftrack.run_index",)
 
 # Law 1. A module imports only from its own floor or one below it, and never in a circle.
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -42,7 +44,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("material", ("dftrack.data",)),
     ("work", ("dftrack.learning",)),
-    ("record", RECORD),
+    ("record", (*RECORD, *INDEX)),
     (
         "recipes",
         (
@@ -65,6 +67,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.export",
             "dftrack.rerun",
             "dftrack.listing",
+            "dftrack.conditions",
         ),
     ),
     (
@@ -73,6 +76,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.render",
             "dftrack.render_judgement",
             "dftrack.render_release",
+            "dftrack.render_rerun",
+            "dftrack.render_runs",
             "dftrack.render_study",
             "dftrack.render_verdicts",
             "dftrack.screens",
@@ -82,13 +87,23 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
 )
 # The tracker knows settings and numbers, but no network and no loop.
-APART = {"dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch")}
+# A list of runs must come before MLflow or torch could be loaded.
+APART = {
+    "dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch"),
+    "dftrack.run_index": ("dftrack.store", "dftrack.tracking", "torch", "numpy"),
+}
 
 # Law 2. Each library enters by its own door; what it hands out never leaves.
 DOORS: dict[str, tuple[str, ...]] = {
     "typer": ("dftrack.cli",),
     "click": ("dftrack.cli",),
-    "rich": ("dftrack.render", "dftrack.render_release", "dftrack.render_verdicts", "dftrack.screens"),
+    "rich": (
+        "dftrack.render",
+        "dftrack.render_release",
+        "dftrack.render_runs",
+        "dftrack.render_verdicts",
+        "dftrack.screens",
+    ),
     "mlflow": RECORD,
     "optuna": ("dftrack.objective", "dftrack.study"),
     "matplotlib": (

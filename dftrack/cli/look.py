@@ -4,9 +4,69 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Store
+from dftrack.cli.options import STORE, Json, Store
+from dftrack.errors import SettingError
 
 app = typer.Typer()
+
+
+@app.command(
+    epilog="Example: dftrack runs --kind baseline --where 'test-dev/roc_auc>=0.8' --sort -test-dev/roc_auc  ·  Exit "
+    "codes: 0 done (also if no run fits), 2 option or unknown name, 4 store."
+)
+def runs(
+    kind: Annotated[list[str] | None, typer.Option(help="baseline, trial, final, study, ...; can be repeated.")] = None,
+    status: Annotated[
+        list[str] | None, typer.Option(help="FINISHED, FAILED, KILLED, RUNNING, or pruned, ...; can be repeated.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION", help="NAME<VALUE, <=, >, >=, =, !=, or ~ for contains; all of them must hold."
+        ),
+    ] = None,
+    sort: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Sort by it; -NAME: the highest first [-started].")
+    ] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option(metavar="NAME,...", help="Settings, metrics and tags to show.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="How many to show; 0: all.")] = 30,
+    names: Annotated[bool, typer.Option("--names", help="List the names that can be asked for instead.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Comma-separated rows on standard output.")] = False,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """List runs: filter, sort and choose columns by the names of settings, metrics and tags."""
+    from dftrack.conditions import Condition
+    from dftrack.listing import Query, find_runs, known_names, open_source
+
+    if as_csv and as_json:
+        raise SettingError("--csv and --json both name the form of the rows", "give one of them")
+    query = Query(
+        where=[Condition.read(text) for text in where or ()],
+        kinds=kind or (),
+        statuses=status or (),
+        sort=sort or (),
+        columns=[name.strip() for text in columns or () for name in text.split(",") if name.strip()],
+        limit=limit,
+    )
+    with open_source(store) as source:
+        known = known_names(source) if names else None
+        found = find_runs(source, query)
+
+    from dftrack import render, render_runs
+
+    if as_json:
+        render.print_json(found.plain() if known is None else known)
+    elif known is not None:
+        render_runs.show_names(known)
+    elif as_csv:
+        render_runs.write_csv(found)
+    else:
+        render_runs.show_runs(found)
+    if known is None:
+        render_runs.say_how_many(found)
 
 
 @app.command()
