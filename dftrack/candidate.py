@@ -21,6 +21,7 @@ from dftrack.model_files import file_problems
 from dftrack.registered import Version
 from dftrack.scored import aligned, stored_predictions
 from dftrack.tracking import RunRecord, Tracker
+from dftrack.verification import verify
 
 SAMPLE = 16  # pictures of the round trip
 
@@ -132,7 +133,7 @@ def judge(
     audited = "audit.json" in tracker.artifacts(record.run_id)
     found = [
         gates.finished(record.status, record.end),
-        gates.metrics_true(record.metrics, ours.predictions, ours.threshold),
+        gates.metrics_true(record.metrics, ours.predictions, ours.threshold, _faults(tracker, ours)),
         gates.no_leaks(record.tags.get("dftrack.leaks"), audited),
         gates.enough_pictures(tests, limits.pictures),
         gates.files_whole(ours.problems),
@@ -143,6 +144,19 @@ def judge(
         _round_trip(ours, pictures),
     ]
     return found
+
+
+def _faults(tracker: Tracker, ours: Candidate) -> list[str]:
+    """Logged intervals, calibration and the like that do not follow from the predictions; the metrics of the splits
+    themselves, and where there are no fit predictions at all, are the gate's own concern."""
+    try:
+        claims = verify(tracker, ours.record.run_id).faults
+    except DftrackError:
+        return []
+    splits = tuple(f"{split}/" for split in ours.predictions)
+    return [
+        f"{claim.name} does not follow from the predictions" for claim in claims if not claim.name.startswith(splits)
+    ]
 
 
 def _against(

@@ -61,11 +61,15 @@ def finished(status: str, end: str) -> Gate:
 
 
 def metrics_true(
-    logged: Mapping[str, float], predictions: Mapping[str, Predictions], threshold: float = DEFAULT_THRESHOLD
+    logged: Mapping[str, float],
+    predictions: Mapping[str, Predictions],
+    threshold: float = DEFAULT_THRESHOLD,
+    faults: Sequence[str] = (),
 ) -> Gate:
     """Every logged metric is a finite number, and those of each split are what its stored predictions give.
 
     threshold: the model's own; a run whose numbers hold at it, rather than at 0.5, is right as well.
+    faults: what else does not follow from the predictions (intervals, calibration), found by `verification`.
     """
     wanted = "all finite, equal to those of the stored predictions, no contradictions"
     unfit = [name for name, value in logged.items() if not math.isfinite(value) or abs(value) >= LARGEST]
@@ -78,6 +82,7 @@ def metrics_true(
     for split, found in predictions.items():
         tries = [_contradictions(logged, found, at) for at in dict.fromkeys((DEFAULT_THRESHOLD, threshold))]
         wrong += [f"{split}: {text}" for text in min(tries, key=len)]
+    wrong += faults
     count = sum(len(found) for found in predictions.values())
     said = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
     return Gate("metrics", wanted, said or f"so it is ({len(logged)} metrics, {count:,} predictions)", not wrong)

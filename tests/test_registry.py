@@ -169,6 +169,12 @@ def test_a_run_with_a_prettier_metric_is_refused(tracker: Tracker, made: Made) -
     assert failed(found) == ["metrics"] and "test-dev/roc_auc is logged as 0.9900" in found.refusal().message
 
 
+def test_a_run_with_a_narrower_interval_than_its_predictions_give_is_refused(tracker: Tracker, made: Made) -> None:
+    tracker.open_run(made.runs["good"]).log_metrics({"interval/test-dev/roc_auc/low": 0.74})
+    found = ask(tracker, made.runs["good"])
+    assert failed(found) == ["metrics"] and "interval/test-dev/roc_auc/low" in found.refusal().message
+
+
 def test_an_unfinished_run_and_one_without_a_model_are_refused(tracker: Tracker, made: Made) -> None:
     run = made.runs["good"]
     tracker.close_run(run, "KILLED")

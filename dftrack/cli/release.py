@@ -49,7 +49,7 @@ def compare(
 
 @app.command(
     epilog="Example: dftrack promote 3f2a --explain  ·  Exit codes: 0 promoted (or it is the champion already), 2 "
-    "option, 3 data, 4 store or no such run, 9 refused by a gate: no alias was moved."
+    "option, 3 data, 4 store or no such run, 9 refused by a gate, also with --explain: no alias was moved."
 )
 def promote(
     run: Annotated[str, typer.Argument(help="Run id, or its first letters.")],
