@@ -86,6 +86,14 @@ def drop_page(url: str, page: Any, picture: Path, target: Path) -> Path:
     return save_screenshot(page, target)
 
 
+def registry(store: Path, target: Path, model: str = "dftrack") -> Path:
+    """The page of a registered model: its versions, and where the alias points."""
+    with serve_ui(store) as ui, open_browser() as page:
+        page.goto(f"{ui.url}/#/models/{model}")
+        page.get_by_text("champion").first.wait_for()
+        return save_screenshot(page, target)
+
+
 def overview(run: RunRecord, ui: Page, page: Any, target: Path, status: str) -> Path:
     """The page of one run."""
     page.goto(ui.run_url(run.experiment_id, run.run_id))

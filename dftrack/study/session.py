@@ -99,6 +99,7 @@ class Outcome:
             if ranked
             else None,
             "baseline": summary.baseline,
+            "finals": [{"seed": f.seed, "run_id": f.run_id, "value": f.val} for f in summary.finals],
             "verdict": {"word": found.word, "reason": found.reason},
             "epochs": cost(summary).epochs,
             "epochs_full_search": cost(summary).full_epochs,
