@@ -209,7 +209,7 @@ def test_a_full_disk_leaves_nothing_and_says_so(faces: Path, tmp_path: Path) -> 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))  # the kernel refuses, as a full disk does
     try:
-        with pytest.raises(StoreError, match="cannot (write|make the folder)") as caught:
+        with pytest.raises(StoreError, match=r"cannot (write|make the folder)") as caught:
             opened(faces, home)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -341,7 +341,7 @@ def test_train_and_val_must_hold_both_classes(tmp_path: Path) -> None:
 
 def test_a_store_that_cannot_be_written_is_told(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match="cannot (write|make the folder)"):
+    with pytest.raises(StoreError, match=r"cannot (write|make the folder)"):
         opened(faces, tmp_path / "home")
 
 

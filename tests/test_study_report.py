@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dftrack.config import Value
-from dftrack.study import report
 from dftrack.document import Commands, Grid, Words, to_html, to_markdown
+from dftrack.study import report
 from dftrack.study.naming import trial_name
 from dftrack.study.records import Record
 from dftrack.study.report import FinalTraining, StudySummary

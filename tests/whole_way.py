@@ -120,9 +120,8 @@ def ask(url: str, picture: Path) -> dict[str, Any]:
         f"{url.rstrip('/')}/judge", picture.read_bytes(), {"Content-Type": "application/octet-stream"}
     )
     for _ in range(60):
-        with contextlib.suppress(ConnectionError):
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return dict(json.loads(answer.read()))
+        with contextlib.suppress(ConnectionError), urllib.request.urlopen(request, timeout=60) as answer:
+            return dict(json.loads(answer.read()))
         time.sleep(0.5)
     raise AssertionError(f"{url} does not answer")
 
