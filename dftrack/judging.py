@@ -1,10 +1,13 @@
 """Use a recorded model on pictures that nobody has labelled: score them, show where the model looked."""
 
 import base64
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from dftrack.data.pictures import decode, encode_png
+from dftrack.data.faces import Face, FaceFinder, cut_face
+from dftrack.data.pictures import PictureError, decode, encode_png
 from dftrack.errors import DataError, SettingError
 from dftrack.files import write_bytes
 from dftrack.learning import figures
@@ -30,6 +33,34 @@ def fetch_detector(store: Path, reference: str | None = None) -> Fetched:
     """The detector that `reference` means: NAME@alias, NAME/3 or a run. None: the champion, else the last baseline."""
     found = resolve_model(open_tracker(store), reference)
     return Fetched(Detector.load(found.folder), found.run_id, found.described)
+
+
+class Judged(NamedTuple):
+    """One row of a prediction."""
+
+    verdict: Verdict
+    source: Path | bytes  # what was judged: the file, or the face that was cut out of it
+    face: Face | None = None  # where in the file
+
+
+def judge_files(detector: Detector, paths: Iterable[Path], finder: FaceFinder | None = None) -> Iterator[Judged]:
+    """A row for each file as it is judged; with a `finder`, for each face in it, or one that says there is none."""
+    if finder is None:
+        kept = list(paths)
+        yield from (Judged(verdict, path) for path, verdict in zip(kept, detector.judge(kept), strict=True))
+        return
+    for path in paths:
+        try:
+            scene = decode(path)
+        except PictureError as error:
+            yield Judged(Verdict(str(path), None, "", "unreadable", error.message), path)
+            continue
+        faces = finder.find(scene)
+        if not faces:
+            yield Judged(Verdict(str(path), None, "", "no face", "no face was found in it"), path)
+        crops = [cut_face(scene, face) for face in faces]
+        for face, crop, verdict in zip(faces, crops, detector.judge(crops), strict=True):
+            yield Judged(replace(verdict, name=str(path)), crop, face)
 
 
 def judge_and_explain(detector: Detector, content: bytes) -> dict[str, object]:
@@ -64,22 +95,23 @@ class Panels:
         self._kept: list[PanelRow] = []
         self._names: set[str] = set()
 
-    def add(self, path: Path, verdict: Verdict) -> Path | None:
+    def add(self, judged: Judged) -> Path | None:
         """Explain one verdict; returns where it can be seen: None for an unreadable picture, or one too many."""
+        verdict, name = judged.verdict, Path(judged.verdict.name).name
         if verdict.score is None or (self._together and len(self._kept) == PANEL_ROWS):
             return None
         detector = self._detector
         row = gradcam_row(
             detector.model,
-            decode(path, detector.image_size),
-            name=path.name,
+            decode(judged.source, detector.image_size),
+            name=name,
             score=verdict.score,
             threshold=detector.threshold,
         )
         if self._together:
             self._kept.append(row)
             return self._target
-        place = self._target / self._name(path.name)
+        place = self._target / self._name(name)
         write_bytes(place, figures.gradcam_panel([row]))
         return place
 

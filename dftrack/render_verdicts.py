@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dftrack.learning.detector import Verdict
 
+Face = tuple[int, int, int, int]  # left, top, width, height in pixels of the file's picture
+
 COLUMNS = ("file", "score", "verdict", "probability", "status", "reason")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet takes a cell that begins so for a formula, or trims it
 Kind = Literal["plain", "csv", "json"]
@@ -24,34 +26,35 @@ Kind = Literal["plain", "csv", "json"]
 class Rows(Protocol):
     """Writes one row a verdict."""
 
-    def add(self, verdict: Verdict, heat_map: str | None = None) -> None:
-        """The next verdict, and the file that explains it if one was asked for."""
+    def add(self, verdict: Verdict, heat_map: str | None = None, face: Face | None = None) -> None:
+        """The next verdict, the file that explains it if one was asked for, and where the face is in a scene."""
 
     def finish(self, about: Mapping[str, object]) -> None:
         """All is said: `about` the model and the counts."""
 
 
-def rows_to(kind: Kind, out: TextIO | None = None) -> Rows:
-    """The writer for `kind`, to standard output unless told."""
+def rows_to(kind: Kind, out: TextIO | None = None, faces: bool = False) -> Rows:
+    """The writer for `kind`, to standard output unless told. faces: rows are faces in scenes, and say where."""
     out = out or sys.stdout
-    kinds: dict[Kind, Callable[[TextIO], Rows]] = {"plain": PlainRows, "csv": CsvRows, "json": JsonRows}
-    return kinds[kind](out)
+    kinds: dict[Kind, Callable[[TextIO, bool], Rows]] = {"plain": PlainRows, "csv": CsvRows, "json": JsonRows}
+    return kinds[kind](out, faces)
 
 
 class PlainRows:
     """Aligned columns, the file last, as long names have it best; control characters in names are spelled out."""
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO, faces: bool) -> None:
+        self._out, self._faces = out, faces
         self._begun = False
 
-    def add(self, verdict: Verdict, heat_map: str | None = None) -> None:
+    def add(self, verdict: Verdict, heat_map: str | None = None, face: Face | None = None) -> None:
         if not self._begun:
             self._out.write(f"{'verdict':<10}  {'P(fake)':>7}  {'calibrated':>10}  picture\n")
             self._begun = True
         score = "" if verdict.score is None else f"{verdict.score:.4f}"
         probability = "" if verdict.probability is None else f"{verdict.probability:.4f}"
         reason = f": {verdict.reason}" if verdict.reason else ""
+        reason = reason if face is None else f", face of {face[2]} x {face[3]} at ({face[0]}, {face[1]}){reason}"
         line = f"{verdict.verdict or verdict.status:<10}  {score:>7}  {probability:>10}  {verdict.name}{reason}"
         self._out.write(printable(line) + "\n")
         self._out.flush()
@@ -61,14 +64,17 @@ class PlainRows:
 
 
 class CsvRows:
-    """Comma-separated values with a header. No cell can act as a formula in a spreadsheet."""
+    """Comma-separated values with a header. No cell can act as a formula in a spreadsheet.
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    A last column `face` (left top width height) where rows are faces.
+    """
+
+    def __init__(self, out: TextIO, faces: bool) -> None:
+        self._out, self._faces = out, faces
         self._writer = csv.writer(out, lineterminator="\n")
-        self._writer.writerow(COLUMNS)
+        self._writer.writerow([*COLUMNS, "face"] if faces else COLUMNS)
 
-    def add(self, verdict: Verdict, heat_map: str | None = None) -> None:
+    def add(self, verdict: Verdict, heat_map: str | None = None, face: Face | None = None) -> None:
         self._writer.writerow(
             [
                 _encodable(f"./{verdict.name}" if verdict.name.startswith(FORMULA) else verdict.name),  # the same file
@@ -77,6 +83,7 @@ class CsvRows:
                 "" if verdict.probability is None else repr(verdict.probability),
                 verdict.status,
                 _encodable(f"'{verdict.reason}" if verdict.reason.startswith(FORMULA) else verdict.reason),
+                *([" ".join(map(str, face or ()))] if self._faces else []),
             ]
         )
         self._out.flush()
@@ -90,11 +97,11 @@ class JsonRows:
 
     _BEGINNING = '{\n  "pictures": ['
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO, faces: bool) -> None:
+        self._out, self._faces = out, faces
         self._begun = False
 
-    def add(self, verdict: Verdict, heat_map: str | None = None) -> None:
+    def add(self, verdict: Verdict, heat_map: str | None = None, face: Face | None = None) -> None:
         row: dict[str, object] = {
             "file": verdict.name,
             "score": verdict.score,
@@ -103,6 +110,8 @@ class JsonRows:
             "status": verdict.status,
             "reason": verdict.reason,
         }
+        if self._faces:
+            row["face"] = face
         if heat_map is not None:
             row["heat_map"] = heat_map
         self._out.write((",\n    " if self._begun else self._BEGINNING + "\n    ") + json.dumps(row, allow_nan=False))
@@ -125,7 +134,7 @@ class JudgingScreen:
 
     EVERY = 10.0  # seconds between lines
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int | None) -> None:  # None: nobody knows before, as with the faces of scenes
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._total, self._done = total, 0
         self._rows_show = sys.stdout.isatty()
@@ -165,7 +174,8 @@ class JudgingScreen:
         self._progress.update(self._task, completed=self._done, detail=rate)
         if not self.console.is_terminal and now - self._told >= self.EVERY:
             self._told = now
-            self.console.print(f"{self._done:,} of {self._total:,} pictures, {rate}")
+            of = "" if self._total is None else f" of {self._total:,}"
+            self.console.print(f"{self._done:,}{of} judged, {rate}")
 
 
 def printable(text: str) -> str:

@@ -114,6 +114,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     ),
     "captum": ("dftrack.learning.explain",),
     "uvicorn": ("dftrack.server",),
+    "cv2": ("dftrack.data.faces",),
     "onnx": ("dftrack.export",),
     "onnxruntime": ("dftrack.export",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),

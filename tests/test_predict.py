@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dftrack.config import Config, ModelConfig, flatten, vary
+from dftrack.data.faces import FaceFinder
 from dftrack.data.named import find_pictures
 from dftrack.errors import DataError
 from dftrack.learning.detector import Detector, Verdict
@@ -176,6 +177,55 @@ def test_heat_maps_go_into_a_folder_one_each_or_into_one_file(
     assert said.code == 0 and (tmp_path / "all.png").read_bytes().startswith(b"\x89PNG")
     said = dftrack("predict", tmp_path / "a", "--store", store, "--gradcam", tmp_path / "all.jpg")
     refused(said, 2, "writes PNG")
+
+
+class OneFace:
+    """Stands in for OpenCV: the bright square is the face."""
+
+    def find(self, scene: np.ndarray) -> list[tuple[int, int, int, int]]:
+        rows, columns = np.nonzero(scene.min(axis=2) > 240)
+        box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1] if len(rows) else []
+        return [tuple(map(int, box))] if box else []
+
+
+def test_each_face_of_a_scene_is_a_row_that_says_where(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = np.random.default_rng(1).integers(0, 200, (120, 160, 3), dtype=np.uint8)
+    Image.fromarray(scene).save(tmp_path / "empty.png")
+    scene[30:60, 100:130] = 255
+    Image.fromarray(scene).save(tmp_path / "scene.png")
+    (tmp_path / "broken.png").write_bytes(b"")
+    monkeypatch.setattr("dftrack.data.faces.FaceFinder", OneFace)
+    names = [tmp_path / f"{name}.png" for name in ("scene", "empty", "broken")]
+    said = dftrack("predict", *names, "--faces", "--csv", "--store", store)
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert [(row["status"], row["face"]) for row in rows] == [
+        ("ok", "100 30 30 30"),
+        ("no face", ""),
+        ("unreadable", ""),
+    ]
+    crop = Image.fromarray(scene[21:69, 91:139]).resize((256, 256), Image.Resampling.LANCZOS)  # 0.3 on each side
+    near = released.score(np.asarray(crop.resize((SIZE, SIZE), Image.Resampling.BILINEAR))[None])[0]
+    assert float(rows[0]["score"]) == pytest.approx(near, abs=1e-3)
+    refused(said, 3, "1 of 3 pictures could not be read")
+    said = dftrack("predict", *names[:2], "--faces", "--json", "--store", store, "--gradcam", tmp_path / "why")
+    told = json.loads(said.out)
+    assert said.code == 0 and told["counts"]["no face"] == 1
+    assert told["pictures"][0]["face"] == [100, 30, 30, 30] and Path(told["pictures"][0]["heat_map"]).is_file()
+
+
+def test_opencv_brings_a_cascade_that_calls_noise_no_face() -> None:
+    pytest.importorskip("cv2", reason="the extra `faces` is not installed")
+    noise = np.random.default_rng(0).integers(0, 255, (200, 1700, 3), dtype=np.uint8)
+    assert FaceFinder().find(noise) == []
+
+
+def test_without_opencv_faces_are_refused_with_what_installs_it(
+    dftrack: Terminal, released: Detector, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(dftrack("predict", "x.jpg", "--faces", "--store", store), 1, "OpenCV", "dftrack[faces]")
 
 
 def test_contradicting_options_are_refused(dftrack: Terminal, store: Path) -> None:

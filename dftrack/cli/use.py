@@ -17,7 +17,7 @@ Model = Annotated[
 
 @app.command(
     epilog="Example: dftrack predict holiday/ 'more/**/*.jpg' --csv > scores.csv  ·  Exit codes: 0 every picture was "
-    "scored, 1 nobody reads the rows any more, 2 option, 3 some pictures could not be read (their rows say why, all "
+    "scored, 1 a library is missing or nobody reads the rows, 2 option, 3 some pictures could not be read (their rows say why, all "
     "others are complete) or none was found, 4 store or no such model, 8 damaged model, 130 Ctrl-C, 143 SIGTERM."
 )
 def predict(
@@ -34,6 +34,9 @@ def predict(
         Path | None,
         typer.Option(help="Show where the model looked: a folder for a PNG each, or one FILE.png for the first 16."),
     ] = None,
+    faces: Annotated[
+        bool, typer.Option("--faces", help="Find the faces in whole scenes: a row a face. Needs dftrack[faces].")
+    ] = False,
     store: Store = STORE,
     as_json: Json = False,
 ) -> None:
@@ -42,9 +45,10 @@ def predict(
     A row a picture on standard output, as they come.
     """
     from dftrack import render
+    from dftrack.data.faces import FaceFinder
     from dftrack.data.named import find_pictures
     from dftrack.errors import DataError, Interrupted, SettingError
-    from dftrack.judging import Panels, fetch_detector
+    from dftrack.judging import Panels, fetch_detector, judge_files
     from dftrack.render_verdicts import JudgingScreen, rows_to
     from dftrack.runtime import catch_stop_requests
 
@@ -53,17 +57,18 @@ def predict(
     if as_csv and as_json:
         raise SettingError("--csv and --json both name the form of the rows", "give one of them")
     named = find_pictures(pictures)
+    finder = FaceFinder() if faces else None
     detector, run_id, described = fetch_detector(store, model or run)
     panels = Panels(detector, gradcam) if gradcam is not None else None
-    rows = rows_to("csv" if as_csv else "json" if as_json else "plain")
-    found = dict.fromkeys(("fake", "real", "unreadable"), 0)
+    rows = rows_to("csv" if as_csv else "json" if as_json else "plain", faces=faces)
+    found = dict.fromkeys(("fake", "real", *(["no face"] if faces else []), "unreadable"), 0)
     for note in named.notes:
         render.say(f"note: {note}")
-    with catch_stop_requests() as stop, JudgingScreen(len(named.paths)) as screen:
-        for path, verdict in zip(named.paths, detector.judge(named.paths), strict=True):
-            heat_map = panels.add(path, verdict) if panels else None
-            rows.add(verdict, str(heat_map) if heat_map else None)
-            found[verdict.verdict or "unreadable"] += 1
+    with catch_stop_requests() as stop, JudgingScreen(None if faces else len(named.paths)) as screen:
+        for judged in judge_files(detector, named.paths, finder):
+            heat_map = panels.add(judged) if panels else None
+            rows.add(judged.verdict, str(heat_map) if heat_map else None, judged.face)
+            found[judged.verdict.verdict or judged.verdict.status] += 1
             screen.advance()
             if stop.exit_code is not None:
                 raise Interrupted(stop.exit_code, goes_on=False)

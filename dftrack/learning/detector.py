@@ -43,8 +43,8 @@ class Verdict:
     name: str  # the path as given, or "picture N" (from 1) for bytes
     score: float | None  # P(fake) in (0, 1)
     verdict: Literal["real", "fake", ""]
-    status: Literal["ok", "unreadable"]
-    reason: str  # why it is unreadable, else ""
+    status: Literal["ok", "unreadable", "no face"]  # no face: in a whole scene that was searched for some
+    reason: str  # why it has no score, else ""
     probability: float | None = None  # calibrated P(fake); None if unreadable or the detector is not calibrated
 
 
