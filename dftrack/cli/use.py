@@ -17,8 +17,9 @@ Model = Annotated[
 
 @app.command(
     epilog="Example: dftrack predict holiday/ 'more/**/*.jpg' --csv > scores.csv  ·  Exit codes: 0 every picture was "
-    "scored, 1 a library is missing or nobody reads the rows, 2 option, 3 some pictures could not be read (their rows say why, all "
-    "others are complete) or none was found, 4 store or no such model, 8 damaged model, 130 Ctrl-C, 143 SIGTERM."
+    "scored, 1 a library is missing or nobody reads the rows, 2 option, 3 some pictures could not be read (their rows "
+    "say why, all others are complete) or none was found, 4 store or no such model, 8 damaged model, 130 Ctrl-C, "
+    "143 SIGTERM."
 )
 def predict(
     pictures: Annotated[
