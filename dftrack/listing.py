@@ -159,6 +159,7 @@ class _Table:
 
     def __init__(self, source: Source, lines: Sequence[RunLine]) -> None:
         self._source, self._lines = source, lines
+        self._by_id = {line.run_id: line for line in lines}
         self._whole: dict[Column, Mapping[str, Known]] = {}
 
     def column(self, column: Column, runs: Sequence[str] | None) -> Mapping[str, Known]:
@@ -166,10 +167,10 @@ class _Table:
         if column in self._whole:
             return self._whole[column]
         if column.kind == "attribute":
-            values = {
-                line.run_id: value for line in self._lines if (value := _attribute(line, column.name)) is not None
-            }
-            return self._whole.setdefault(column, values)
+            lines = self._lines if runs is None else [self._by_id[run_id] for run_id in runs]
+            cells = {line.run_id: _attribute(line, column.name) for line in lines}
+            known: Mapping[str, Known] = {run_id: value for run_id, value in cells.items() if value is not None}
+            return self._whole.setdefault(column, known) if runs is None else known
         found = self._source.values(column.kind, column.name, runs)
         return self._whole.setdefault(column, found) if runs is None else found
 

@@ -147,6 +147,13 @@ def provenance() -> Provenance:
     )
 
 
+def difference_from(commit: str) -> str | None:
+    """The diff of this package's tracked files from `commit` to what is here; None if git knows no such commit."""
+    if not commit or not _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"):
+        return None
+    return _git("diff", commit, "--", ".")
+
+
 def user_name() -> str:
     """Who runs this process; the number of a user who has no name."""
     try:

@@ -66,6 +66,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.model_files",
             "dftrack.export",
             "dftrack.rerun",
+            "dftrack.surroundings",
+            "dftrack.likeness",
             "dftrack.listing",
             "dftrack.conditions",
         ),

@@ -1,4 +1,4 @@
-"""The command that trains the reference network."""
+"""The commands that train: the reference network, and a recorded run once more."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +10,7 @@ from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, pairs
 if TYPE_CHECKING:
     from dftrack.config import Config, Value
     from dftrack.experiment import Result
+    from dftrack.rerun import Request, Verdict
 
 app = typer.Typer()
 
@@ -62,6 +63,55 @@ def baseline(
     where = elsewhere(store)
     render.say(f"run {result.run_id} is FINISHED. Pictures, curves and the model:  dftrack ui{where}")
     render.say(f"score your own pictures:  dftrack predict PICTURE... --run {result.run_id[:8]}{where}")
+
+
+@app.command(
+    epilog="Example: dftrack rerun 3f2a --set train.seed=1  ·  Exit codes: 0 done (whatever the verdict), 2 setting, "
+    "3 the pictures are not the same ones, 4 store or no such run, 5 device, 6 training, 130 Ctrl-C, 143 SIGTERM (the "
+    "same command goes on)."
+)
+def rerun(
+    run: Annotated[str, typer.Argument(help="Run id, or its first letters.")],
+    data: Annotated[str | None, typer.Option(help="Where its pictures lie now [where they lay].")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting that is to differ, for example train.seed=1."),
+    ] = None,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Train although the pictures have changed.")] = False,
+    store: Store = STORE,
+    as_json: Json = False,
+) -> None:
+    """Train a recorded run again as a new one and say whether the same comes out, bit for bit, and if not, why."""
+    from dftrack.rerun import Request
+
+    verdict = _rerun(Request(run=run, changes=pairs(settings or []), source=data, anyway=anyway), store)
+
+    from dftrack import render, render_rerun
+
+    if as_json:
+        render.print_json({**verdict.plain(), "status": "FINISHED", "store": str(store.resolve())})
+        return
+    render_rerun.show_verdict(verdict)
+    render.say(verdict.sentence())
+    render.say(f"run {verdict.run_id} holds the verdict:  dftrack ui{elsewhere(store)}")
+
+
+def _rerun(request: "Request", store: Path) -> "Verdict":
+    """Train with a live screen; returns the verdict."""
+    from dftrack.render_rerun import say_rebuilt
+    from dftrack.rerun import Rebuilt, Verdict, rerun
+    from dftrack.runtime import catch_stop_requests
+    from dftrack.screens import Screen
+
+    with catch_stop_requests() as stop, Screen() as screen:
+        for event in rerun(request, store, stop=stop, watch=screen.show):
+            if isinstance(event, Verdict):
+                return event
+            if isinstance(event, Rebuilt):
+                say_rebuilt(event)
+            else:
+                screen.show(event)
+    raise AssertionError("a rerun ends with its verdict")
 
 
 def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
