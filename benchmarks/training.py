@@ -1,0 +1,195 @@
+"""Training, from files to updated weights: images/s of dftrack beside the plain script and what is made of it.
+
+Wanted on two cores at 224 px, batch 32: 3.5 times the plain script in fp32 with the same numbers (the first 50 losses
+within 1e-4), 8 times in bf16 where the processor has it.
+
+The same numbers are looked for in two ways. In float64 both networks and optimizers must agree for 50 steps. In fp32
+every rounding grows with each step (Adam divides small gradients by their own size): the plain script with its first
+weights moved by 1e-7 leaves itself by more than 1e-4 within 50 steps at some sizes. So dftrack may differ from the
+plain script by 1e-4, or by as much as the plain script differs from itself after such a nudge; both are printed.
+ Reading is included on both sides: the plain script opens
+files with PIL at every step, dftrack takes rows of its decoded array (made before, see reading.py).
+`tuned` is the plain script with the settings everybody can reach: channels_last, fused Adam, bf16 autocast if native.
+"""
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from material import Task, files_of, open_faces
+from peers import plain_loader, plain_model, same_dropout, train_plain
+from side_by_side import Check, Report, arguments, fresh, furthest, in_turn, show
+
+from dftrack.config import ModelConfig, TrainConfig
+from dftrack.data.batches import Batches
+from dftrack.learning.model import build_model
+from dftrack.learning.training import Epoch, Step, fit, new_state
+from dftrack.runtime import cpu_has_bf16
+
+WARM_UP = 3  # steps that are not timed
+SAME, STEPS_COMPARED = 1e-4, 50  # relative difference of losses; steps
+NUDGE = 1e-7  # about one rounding of float32
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a contender did: images/s after the warm-up, and its losses (nats)."""
+
+    rate: float
+    losses: list[float]
+
+
+def plain(task: Task, workers: int = 0, tuned: bool = False, nudge: float = 0.0) -> Turn:
+    """The plain script for one epoch's first steps. nudge: relative size of a random change of its first weights."""
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    order = Batches(train, batch_size=task.batch_size, seed=task.seed).order(1)[: task.steps * task.batch_size]
+    model = plain_model(task.size, task.seed)
+    if tuned:
+        model = model.to(memory_format=torch.channels_last)
+    if nudge:
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + nudge * torch.randn_like(weight))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, **({"fused": True} if tuned else {}))
+    loader = plain_loader(files_of(train), task.size, task.batch_size, order=order, workers=workers)
+    with torch.autocast("cpu", torch.bfloat16, enabled=tuned and cpu_has_bf16()):
+        return timed(train_plain(model, loader, optimizer, before_step=same_dropout(task.seed, 1)), task)
+
+
+def ours(task: Task, precision: str) -> Turn:
+    """dftrack's own loop, as an experiment drives it, up to as many steps."""
+    data = open_faces(task.faces, task.size, task.store)
+    config = TrainConfig(batch_size=task.batch_size, seed=task.seed, epochs=1)
+    torch.manual_seed(task.seed)
+    model = build_model(ModelConfig(), task.size)
+    train = data.splits["train"]
+    state = new_state(model, config, images=len(train.labels), precision=precision, device="cpu")
+    batches = Batches(train, batch_size=task.batch_size, seed=task.seed)
+    steps = (event.loss for event in fit(state, batches, data.splits["val"], config) if isinstance(event, Step))
+    return timed(itertools.islice((loss for loss in steps if loss is not None), task.steps), task)
+
+
+def timed(losses, task: Task) -> Turn:  # type: ignore[no-untyped-def]
+    """Run through the steps. The last batch of an epoch may be smaller: it is counted as what it is elsewhere."""
+    seen, began = [], time.perf_counter()
+    for number, loss in enumerate(losses, start=1):
+        seen.append(loss)
+        if number == WARM_UP:
+            began = time.perf_counter()
+    seconds = time.perf_counter() - began
+    return Turn((len(seen) - WARM_UP) * task.batch_size / seconds, seen)
+
+
+def in_float64(task: Task) -> float:
+    """Furthest relative difference of the losses of both networks, each with its optimizer, computed in float64."""
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    order = Batches(train, batch_size=task.batch_size, seed=task.seed).order(1)[: task.steps * task.batch_size]
+    ones = plain_model(task.size, task.seed)
+    torch.manual_seed(task.seed)
+    others = build_model(ModelConfig(), task.size)
+    losses = []
+    for model, fused in ((ones.double(), False), (others.double(), True)):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=fused)
+        loader = plain_loader(files_of(train), task.size, task.batch_size, order=order)
+        wide = ([images.double(), labels] for images, labels in loader)
+        losses.append(list(train_plain(model, wide, optimizer, before_step=same_dropout(task.seed, 1))))
+    return furthest(*losses)
+
+
+def best_auc(seed: int, precision: str, size: int, epochs: int, faces: str, store) -> float:  # type: ignore[no-untyped-def]
+    """Val AUC after the last epoch of a whole training."""
+    data = open_faces(faces, size, store)
+    config = TrainConfig(seed=seed, epochs=epochs)
+    torch.manual_seed(seed)
+    train = data.splits["train"]
+    state = new_state(
+        build_model(ModelConfig(), size), config, images=len(train.labels), precision=precision, device="cpu"
+    )
+    last = 0.0
+    for event in fit(state, Batches(train, batch_size=32, seed=seed), data.splits["val"], config):
+        if isinstance(event, Epoch):
+            last = event.metrics["val/roc_auc"] or 0.0
+    return last
+
+
+def main() -> None:
+    """Take turns, compare losses, print."""
+    parser = arguments(__doc__)
+    parser.add_argument("--batch", type=int, default=32, help="images a step [32]")
+    parser.add_argument("--steps", type=int, default=8, help="steps a turn; 53 compares 50 losses [8]")
+    parser.add_argument("--workers", type=int, default=2, help="of the plain script with workers; 0: leave it out [2]")
+    parser.add_argument("--exact-size", type=int, default=48, help="pixels of the comparison in float64 [48]")
+    parser.add_argument("--auc-seeds", type=int, default=0, help="whole trainings in fp32 and bf16, so many seeds [0]")
+    parser.add_argument("--auc-size", type=int, default=96, help="pixels for those [96]")
+    parser.add_argument("--auc-epochs", type=int, default=10, help="epochs of those [10]")
+    given = parser.parse_args()
+    train = open_faces(given.faces, given.size, given.store).splits["train"]
+    steps = min(given.steps, len(train.labels) // given.batch)
+    task = Task(given.faces, given.size, given.batch, steps, given.store)
+    native = cpu_has_bf16()
+    contenders = {"plain": partial(fresh, plain, task)}
+    if given.workers:
+        contenders[f"plain, {given.workers} workers"] = partial(fresh, plain, task, given.workers)
+    contenders["tuned"] = partial(fresh, plain, task, 0, True)
+    contenders["dftrack fp32"] = partial(fresh, ours, task, "fp32")
+    if native:
+        contenders["dftrack bf16"] = partial(fresh, ours, task, "bf16")
+    turns = in_turn(contenders, given.turns)
+
+    checks = same_numbers(task, turns["plain"][0].losses, turns["dftrack fp32"][0].losses, given.exact_size)
+    repeats = {tuple(turn.losses) for turn in turns["dftrack fp32"]}
+    checks.append(Check("the same losses in every turn, bit for bit", len(repeats) == 1, f"{given.turns} turns"))
+    checks.append(auc_check(given, native))
+    none = "this processor does not multiply bf16 natively; emulated it is 13 times slower than fp32"
+    show(
+        Report(
+            claim=f"training, {given.size} px, batch {given.batch}",
+            wanted="fp32 3.5 x, bf16 8 x the plain script",
+            base="plain",
+            unit="images/s",
+            samples={name: [turn.rate for turn in of] for name, of in turns.items()},
+            more_is_better=True,
+            setting={"pictures": len(train.labels), "steps": steps, "turns": given.turns, "reading": "included"},
+            checks=checks,
+            not_measured={} if native else {"dftrack bf16": none},
+        )
+    )
+
+
+def same_numbers(task: Task, expected: list[float], found: list[float], exact_size: int) -> list[Check]:
+    """Whether dftrack computes what the plain script computes, see above."""
+    expected, found = expected[:STEPS_COMPARED], found[:STEPS_COMPARED]
+    small = replace(task, size=exact_size, steps=min(STEPS_COMPARED, task.steps))
+    exact = fresh(in_float64, small)
+    apart, own = furthest(expected, found), 0.0
+    said = f"{apart:.1e} at most in {len(expected)} steps"
+    if apart > SAME:
+        own = furthest(expected, fresh(plain, task, 0, False, NUDGE).losses[:STEPS_COMPARED])
+        early = [furthest([a], [b]) <= SAME for a, b in zip(expected, found, strict=True)]
+        steps = early.index(False) if False in early else len(early)
+        said += f", within {SAME:.0e} for {steps} of them; the plain script nudged by {NUDGE:.0e}: {own:.1e}"
+    return [
+        Check(f"losses within {SAME:.0e} in float64 at {exact_size} px", exact <= SAME, f"{exact:.1e}"),
+        Check(f"losses of fp32 within {SAME:.0e}, or within a nudge", apart <= max(SAME, 2 * own), said),
+    ]
+
+
+def auc_check(given, native: bool) -> Check:  # type: ignore[no-untyped-def]
+    """bf16 learns as well as fp32: mean val AUC over seeds within 0.5 points."""
+    what = "val AUC of bf16 within 0.5 points of fp32, mean over seeds"
+    if not native or not given.auc_seeds:
+        return Check(what, None, "no native bf16" if not native else "ask for it with --auc-seeds 3")
+    means = {}
+    for precision in ("fp32", "bf16"):
+        found = [fresh(best_auc, seed, precision, given.auc_size, given.auc_epochs, given.faces, given.store)
+                 for seed in range(given.auc_seeds)]  # fmt: skip
+        means[precision] = float(np.mean(found))
+    apart = 100 * abs(means["bf16"] - means["fp32"])
+    return Check(what, apart <= 0.5, f"{means['fp32']:.4f} and {means['bf16']:.4f}: {apart:.2f} points")
+
+
+if __name__ == "__main__":
+    main()
