@@ -29,6 +29,7 @@ from dftrack.config import Value
 from dftrack.errors import StoreError
 from dftrack.files import write_bytes
 from dftrack.page import Page, serve_ui
+from dftrack.page_view import View, offer
 from dftrack.redaction import scrub
 from dftrack.registered import Registered, content_tag, model_folder
 
@@ -260,6 +261,10 @@ class Tracker:
         """Delete the model that a run logged, weights and all. Returns whether there was one."""
         with speaking(self._connection.uri):
             return logged_model.drop(self._client, run_id)
+
+    def offer_view(self, view: View) -> str:
+        """Keep a view of the list of runs for the MLflow page; returns what follows the page's address to see it."""
+        return offer(self._connection, self.experiment_id, view)
 
     def registered(self, name: str) -> Registered:
         """The versions and aliases of the registered model `name`, which need not exist."""

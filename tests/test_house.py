@@ -21,6 +21,7 @@ RECORD = (
     "dftrack.logged_model",
     "dftrack.scoring",
     "dftrack.page",
+    "dftrack.page_view",
     "dftrack.registered",
     "dftrack.server",
 )

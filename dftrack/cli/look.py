@@ -1,6 +1,7 @@
 """The commands that show what has been recorded."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -8,6 +9,7 @@ from dftrack.cli.options import STORE, Json, Store
 from dftrack.errors import SettingError
 
 app = typer.Typer()
+Kind = Literal["baseline", "trial", "final", "study", "rerun", "evaluation"]
 
 
 @app.command(
@@ -69,20 +71,45 @@ def runs(
         render_runs.say_how_many(found)
 
 
-@app.command()
+@app.command(
+    epilog="Example: dftrack ui --kind baseline --open  ·  Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 option, 4 store "
+    "or no free port."
+)
 def ui(
     port: Annotated[int | None, typer.Option(help="Port [the first free one from 5000 on].")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    kind: Annotated[
+        Kind | None, typer.Option(help="Begin with the runs of this kind only.", case_sensitive=False)
+    ] = None,
+    browser: Annotated[bool, typer.Option("--open", help="Open the list of runs in the browser.")] = False,
     store: Store = STORE,
+    as_json: Json = False,
 ) -> None:
-    """Open the MLflow page on this store, until Ctrl-C."""
+    """Serve the MLflow page on this store until Ctrl-C, and name the address of the runs, ready to compare."""
     import time
+    import webbrowser
 
     from dftrack import render
+    from dftrack.page_view import ready_view
     from dftrack.runtime import catch_stop_requests
-    from dftrack.tracking import serve_ui
+    from dftrack.tracking import open_tracker, serve_ui
 
     with catch_stop_requests() as stop, serve_ui(store, host=host, port=port) as page:
+        tracker = open_tracker(store)
+        runs_url = page.url + tracker.offer_view(ready_view(_metrics(store), kind))
+        if as_json:
+            render.print_json({"url": page.url, "runs": runs_url, "experiment_id": tracker.experiment_id})
         render.say(f"MLflow is at {page.url} (Ctrl-C ends it)")
+        render.say(f"finished runs, the best first, ready to compare: {runs_url}")
+        if browser and not webbrowser.open(runs_url):
+            render.say("no browser could be opened: open the address yourself")
         while stop.exit_code is None:
             time.sleep(0.2)
+
+
+def _metrics(store: Path) -> list[str]:
+    """The names of the metrics that runs have."""
+    from dftrack.listing import open_source
+
+    with open_source(store) as source:
+        return source.names("metric")
