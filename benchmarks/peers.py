@@ -4,8 +4,8 @@ Files through PIL in a Dataset of ImageFolder's kind (torchvision is not needed 
 what its Resize, ToTensor and Normalize do), a DataLoader without workers, float32, NCHW, eager mode, torch.optim.Adam
 as it comes, convolutions with bias, ReLU before the pooling, `loss.item()` after each step.
 
-Same start, same order, same dropout: weights are copied from dftrack's network of that seed (the biases it has not are
-drawn as torch draws them; BatchNorm takes them away again), `order` gives dftrack's order of an epoch, and
+Same start, same order, same dropout: weights are copied from dftrack's network of that seed (the biases it has not
+start at zero; BatchNorm takes them away again), `order` gives dftrack's order of an epoch, and
 `same_dropout` seeds torch before each step as dftrack does, so that both draw the same (B, 512) mask. So dropout is on
 in every comparison, and the losses can be compared step by step.
 """
@@ -77,6 +77,9 @@ def plain_model(size: int, seed: int) -> PlainCNN:
     model = PlainCNN(size)
     missing = model.load_state_dict({k: v.contiguous() for k, v in ours.state_dict().items()}, strict=False)
     assert not missing.unexpected_keys and all(k.startswith("conv") for k in missing.missing_keys), missing
+    for convolution in (model.conv1, model.conv2, model.conv3):
+        assert convolution.bias is not None
+        nn.init.zeros_(convolution.bias)
     return model
 
 

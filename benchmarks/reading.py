@@ -1,0 +1,152 @@
+"""Reading: a batch from the decoded array beside the PIL path, and how well decoding once uses the cores.
+
+Wanted: 20 times cheaper an image than PIL from the second epoch on; decoding at 90 % of cores x one core's rate.
+A batch counts when it is ready for the network: (32, 3, S, S) float32, normalised. Files and array are in the kernel's
+cache on both sides. One core's rate is the library's decoding alone: bytes in memory -> (S, S, 3) uint8.
+"""
+
+import io
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import numpy as np
+import torch
+from material import Task, files_of, open_faces
+from PIL import Image
+from side_by_side import Check, Report, arguments, fresh, in_turn, show
+
+BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Microseconds an image, and the sum of the first batch's values."""
+
+    cost: float
+    first: float
+
+
+def from_files(task: Task) -> Turn:
+    """The plain script's DataLoader."""
+    from peers import plain_loader
+
+    from dftrack.data.batches import Batches
+
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    order = Batches(train, batch_size=BATCH, seed=0).order(1)[: task.steps * BATCH]
+    for path, _ in files_of(train):
+        path.read_bytes()  # into the kernel's cache
+    return timed((images for images, _ in plain_loader(files_of(train), task.size, BATCH, order=order)), task)
+
+
+def from_array(task: Task, *, normalised: bool = True) -> Turn:
+    """dftrack's batches; `normalised` False: as they go into the step, uint8."""
+    from dftrack.data.batches import Batches
+    from dftrack.learning.model import normalise
+
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    for start in range(0, len(train.labels), 256):
+        np.asarray(train.pixels[start : start + 256]).sum()  # into the kernel's cache
+    batches = Batches(train, batch_size=BATCH, seed=0).epoch(1)
+    pixels = (batch.pixels for _, batch in zip(range(task.steps), batches, strict=False))
+    return timed((normalise(batch) if normalised else batch for batch in pixels), task)
+
+
+def timed(batches, task: Task) -> Turn:  # type: ignore[no-untyped-def]
+    """Microseconds an image, the first batch apart."""
+    first = float(next(batches).double().sum())
+    began, images = time.perf_counter(), 0
+    for batch in batches:
+        images += len(batch)
+    return Turn(1e6 * (time.perf_counter() - began) / images, first)
+
+
+def one_core(task: Task, count: int) -> float:
+    """Images/s of decoding alone, on one thread."""
+    torch.set_num_threads(1)
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    contents = [path.read_bytes() for path, _ in files_of(train)[:count]]
+    began = time.perf_counter()
+    for content in contents:
+        image = Image.open(io.BytesIO(content)).convert("RGB")
+        if image.size != (task.size, task.size):
+            image = image.resize((task.size, task.size), Image.Resampling.BILINEAR)
+        np.array(image)
+    return len(contents) / (time.perf_counter() - began)
+
+
+def build(task: Task, count: int) -> float:
+    """Images/s of dftrack's whole decoding, hashes, writing and syncing included, on all cores."""
+    import dataclasses
+
+    from dftrack.data.cache import open_listing
+    from dftrack.data.sources import find_pictures
+
+    listing = find_pictures(task.faces, task.store)
+    train = tuple(picture for picture in listing.pictures if picture.split == "train")[:count]
+    for picture in train:
+        picture.path.read_bytes()
+    home = task.store / "build"
+    shutil.rmtree(home, ignore_errors=True)
+    began = time.perf_counter()
+    open_listing(dataclasses.replace(listing, pictures=train), task.size, home, to_train=False)
+    seconds = time.perf_counter() - began
+    shutil.rmtree(home, ignore_errors=True)
+    return len(train) / seconds
+
+
+def main() -> None:
+    """Take turns and print, two claims."""
+    parser = arguments(__doc__, turns=3)
+    parser.add_argument("--steps", type=int, default=20, help="batches of 32 a turn [20]")
+    parser.add_argument("--count", type=int, default=1000, help="pictures decoded a turn, at most [1000]")
+    given = parser.parse_args()
+    pictures = len(open_faces(given.faces, given.size, given.store).splits["train"].labels)
+    task = Task(given.faces, given.size, BATCH, min(given.steps, pictures // BATCH), given.store)
+    turns = in_turn(
+        {
+            "PIL, DataLoader": partial(fresh, from_files, task),
+            "dftrack": partial(fresh, from_array, task),
+            "dftrack, uint8 as fed": partial(fresh, partial(from_array, normalised=False), task),
+        },
+        given.turns,
+    )
+    first, second = turns["PIL, DataLoader"][0].first, turns["dftrack"][0].first
+    apart = abs(first - second) / (abs(first) or 1)
+    show(
+        Report(
+            claim=f"reading a batch from epoch 2 on, {given.size} px",
+            wanted="20 times cheaper an image",
+            base="PIL, DataLoader",
+            unit="us an image",
+            samples={name: [turn.cost for turn in of] for name, of in turns.items()},
+            more_is_better=False,
+            setting={"batches": task.steps, "turns": given.turns, "threads": torch.get_num_threads()},
+            checks=[Check("the first batch sums to the same", apart < 1e-5, f"{apart:.1e} apart")],
+        )
+    )
+    cores = len(os.sched_getaffinity(0))
+    rates = in_turn(
+        {"one core": partial(fresh, one_core, task, given.count), "dftrack": partial(fresh, build, task, given.count)},
+        given.turns,
+    )
+    share = median(rates["dftrack"]) / (cores * median(rates["one core"]))
+    show(
+        Report(
+            claim=f"decoding once, {given.size} px, {cores} cores",
+            wanted="90 % of cores x one core's rate",
+            base="one core",
+            unit="images/s",
+            samples=rates,
+            more_is_better=True,
+            setting={"pictures": min(given.count, pictures), "share of cores x one core": f"{share:.1%}"},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
