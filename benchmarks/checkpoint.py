@@ -6,6 +6,7 @@ cache when it returns; `torch.save, synced` is the nearest that is as safe again
 An epoch is taken from a few timed steps on made pictures.
 """
 
+import itertools
 import os
 import tempfile
 import time
@@ -43,7 +44,7 @@ def trained(size: int, steps: int, device: str) -> tuple[State, float]:
             ends.append(time.perf_counter())
         if len(ends) == steps:
             break
-    return state, median(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return state, median(b - a for a, b in itertools.pairwise(ends))
 
 
 def main() -> None:

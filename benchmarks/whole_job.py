@@ -116,7 +116,7 @@ def whole_command(job: Job) -> Done:
         command = [sys.executable, "-m", "dftrack", *map(str, words), "--device", "cpu", "--store", store, "--json"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         began = time.monotonic()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         seconds = time.monotonic() - began
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])

@@ -1,0 +1,254 @@
+"""One CUDA card: training at batch 32 and 512, in fp32 and bf16, eager and compiled, beside the plain script.
+
+Wanted on one H100 at 224 px: 25,000 images/s at batch 32 with everything included (stock tools: 15,000), 3 times the
+plain script with 16 workers; 60,000 images/s at batch 512. Floors stand beside: what this card needs to move the bytes
+of an Adam step and of the maps, at the bandwidth measured here, and to compute, at the bf16 rate measured here.
+`compiled` is dftrack's loop with torch.compile put on its network from outside: dftrack itself does not compile.
+Pictures are made ones: in memory for dftrack (which keeps them on the card), as JPEG files for the plain script.
+Without CUDA it says so and measures nothing.
+"""
+
+import itertools
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from material import Files, made_split, write_jpegs
+from peers import plain_loader, plain_model, same_dropout, train_plain
+from side_by_side import Check, Report, arguments, fresh, furthest, in_turn, short, show
+
+CHANNELS = (3, 32, 64, 128)
+HIDDEN, CLASSES = 512, 2
+LOSSES = 50  # compared in fp32
+DEVICE = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be trained."""
+
+    size: int
+    batch_size: int
+    pictures: int
+    steps: int  # timed
+    warm_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Images/s, and the losses that were read."""
+
+    rate: float
+    losses: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one training step has to do at least."""
+
+    adam_bytes: int  # parameters, gradients and both moments read, parameters and moments written
+    map_bytes: int  # maps written and read, forward and backward
+    flops: int
+
+
+def least_work(size: int, batch_size: int, value_bytes: int, kernel_size: int = 3) -> Work:
+    """Of one step. Adam in float32: 28 bytes a parameter. Maps: each block's convolution output is written and read
+    once forward (BatchNorm's sums, then its result pooled on the way), its gradient written and read once backward and
+    the output read again; pooled maps are a quarter. A lower bound for fused kernels, not a prediction for eager ones.
+    """
+    parameters, macs, values, side = 0, 0, 0, size
+    for ins, outs in itertools.pairwise(CHANNELS):
+        parameters += ins * outs * kernel_size**2 + 2 * outs
+        macs += ins * outs * kernel_size**2 * side**2 * (2 if ins == CHANNELS[0] else 3)  # no gradient of the pictures
+        values += outs * side**2 * 5 + outs * (side // 2) ** 2 * 4
+        side //= 2
+    inputs = CHANNELS[-1] * side**2
+    parameters += (inputs + 1) * HIDDEN + (HIDDEN + 1) * CLASSES
+    macs += 3 * (inputs * HIDDEN + HIDDEN * CLASSES)
+    return Work(28 * parameters, batch_size * values * value_bytes, 2 * macs * batch_size)
+
+
+def ours(task: Task, precision: str, compiled: bool = False) -> Turn:
+    """dftrack's loop over epochs of the made pictures; scoring of val is left out."""
+    from dftrack.config import ModelConfig, TrainConfig
+    from dftrack.data.batches import Batches
+    from dftrack.learning import training
+    from dftrack.learning.model import build_model
+
+    split = made_split("train", task.pictures, task.size)
+    total = task.warm_up + task.steps
+    config = TrainConfig(epochs=total, batch_size=task.batch_size, device=DEVICE)
+    torch.manual_seed(0)
+    state = training.new_state(
+        build_model(ModelConfig(), task.size), config, images=task.pictures, precision=precision, device=DEVICE
+    )
+    if compiled:
+        state.model.compile()
+    if precision == "fp32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    batches = Batches(split, batch_size=task.batch_size, seed=0, device=DEVICE)
+    losses: list[float] = []
+
+    def steps() -> Iterable[None]:
+        while True:
+            for step in training._one_pass(state, batches, config):
+                if step.loss is not None:
+                    losses.append(step.loss)
+                yield
+            state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+            state.loss_sum.zero_()
+
+    return Turn(rate(steps(), task), losses)
+
+
+def plain(task: Task, files: Files, workers: int) -> Turn:
+    """The plain script on the card, fp32 as PyTorch comes."""
+    model = plain_model(task.size, 0).to(DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    losses: list[float] = []
+
+    def steps() -> Iterable[None]:
+        while True:
+            loader = plain_loader(files, task.size, task.batch_size, workers=workers)
+            for loss in train_plain(model, loader, optimizer, device=DEVICE):
+                losses.append(loss)
+                yield
+
+    return Turn(rate(steps(), task), losses)
+
+
+def rate(steps: Iterable[None], task: Task) -> float:
+    """Images/s of the timed steps, the card waited for at both ends."""
+    going = iter(steps)
+    for _ in range(task.warm_up):
+        next(going)
+    wait()
+    began = time.perf_counter()
+    for _ in range(task.steps):
+        next(going)
+    wait()
+    return task.steps * task.batch_size / (time.perf_counter() - began)
+
+
+def wait() -> None:
+    """Until the card has done what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def compare_losses(size: int, steps: int) -> Sequence[float]:
+    """[furthest relative difference, the plain script's own when nudged]: fp32 without TF32, no dropout.
+
+    Dropout is off: on a card the mask depends on the memory layout it is drawn in, and the layouts differ.
+    """
+    from dftrack.config import ModelConfig, TrainConfig
+    from dftrack.data.batches import Batches
+    from dftrack.learning import training
+    from dftrack.learning.model import build_model, normalise
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    split = made_split("train", 32 * steps, size)
+    config = TrainConfig(epochs=1, device=DEVICE)
+    batches = Batches(split, batch_size=32, seed=0, device=DEVICE)
+    torch.manual_seed(0)
+    state = training.new_state(
+        build_model(ModelConfig(dropout=0.0), size), config, images=len(split.labels), precision="fp32", device=DEVICE
+    )
+    found = [float(training._train_step(state, batch).mean) for batch in batches.epoch(1)]
+
+    def plain_losses(nudge: float) -> list[float]:
+        model = plain_model(size, 0)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1 + nudge * torch.randn_like(weight))
+        model.dropout.p = 0.0
+        model.to(DEVICE)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+        pictures = ((normalise(batch.pixels).contiguous(), batch.labels) for batch in batches.epoch(1))
+        return list(train_plain(model, pictures, optimizer, device=DEVICE, before_step=same_dropout(0, 1)))
+
+    expected = plain_losses(0.0)
+    return [furthest(expected, found), furthest(expected, plain_losses(1e-7))]
+
+
+def speeds() -> tuple[float, float]:
+    """(bytes/s of a copy, counted both ways; FLOP/s of a bf16 product) of this card, now."""
+
+    def seconds(work, times: int = 20) -> float:  # type: ignore[no-untyped-def]
+        work()
+        wait()
+        began = time.perf_counter()
+        for _ in range(times):
+            work()
+        wait()
+        return (time.perf_counter() - began) / times
+
+    source = torch.empty(1 << 30, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    square = torch.randn(8192, 8192, device=DEVICE, dtype=torch.bfloat16)
+    copied, multiplied = seconds(lambda: target.copy_(source)), seconds(lambda: square @ square)
+    return 2 * source.numel() / copied, 2 * 8192**3 / multiplied
+
+
+def main() -> None:
+    """Both batch sizes, a report each."""
+    parser = arguments(__doc__, turns=3)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 512], help="batch sizes [32 512]")
+    parser.add_argument("--pictures", type=int, default=4096, help="made pictures [4096]")
+    parser.add_argument("--steps", type=int, default=200, help="timed steps a turn [200]")
+    parser.add_argument("--warm-up", type=int, default=60, help="steps before [60]")
+    parser.add_argument("--workers", type=int, default=16, help="of the plain script [16]")
+    parser.add_argument("--plain-steps", type=int, default=60, help="timed steps of the plain script [60]")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("not measured: PyTorch sees no CUDA card")
+        return
+    bandwidth, arithmetic = speeds()
+    print(f"this card now: {bandwidth / 1e12:.2f} TB/s copying, {arithmetic / 1e12:.0f} TFLOP/s in bf16")
+    apart, own = fresh(compare_losses, min(given.size, 96), LOSSES)
+    same = Check("50 losses of fp32 within 1e-4, or within a nudge of the plain script's", apart <= max(1e-4, 2 * own),
+                 f"{apart:.1e}; the plain script nudged by 1e-7: {own:.1e}")  # fmt: skip
+    wanted = {32: "25,000 images/s, 3 x plain with 16 workers", 512: "60,000 images/s"}
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_jpegs(made_split("train", given.pictures, given.size).pixels, Path(folder))
+        for size in given.batches:
+            task = Task(given.size, size, given.pictures, given.steps, given.warm_up)
+            short_task = Task(given.size, size, given.pictures, given.plain_steps, 5)
+            turns = in_turn(
+                {
+                    "plain": partial(fresh, plain, short_task, files, given.workers),
+                    "dftrack fp32": partial(fresh, ours, task, "fp32"),
+                    "dftrack bf16": partial(fresh, ours, task, "bf16"),
+                    "dftrack bf16, compiled": partial(fresh, ours, task, "bf16", True),
+                },
+                given.turns,
+            )
+            work = least_work(given.size, size, value_bytes=2)
+            adam, maps, sums = work.adam_bytes / bandwidth, work.map_bytes / bandwidth, work.flops / arithmetic
+            show(
+                Report(
+                    claim=f"training on one card, {given.size} px, batch {size}",
+                    wanted=wanted.get(size, "-"),
+                    base="plain",
+                    unit="images/s",
+                    samples={name: [turn.rate for turn in of] for name, of in turns.items()},
+                    more_is_better=True,
+                    setting={
+                        "workers of plain": given.workers,
+                        "floor Adam": f"{1000 * adam:.2f} ms",
+                        "floor maps bf16": f"{1000 * maps:.2f} ms",
+                        "floor FLOPs": f"{1000 * sums:.2f} ms",
+                        "floor images/s": short(size / (adam + max(maps, sums))),
+                    },
+                    checks=[same],
+                    not_measured={"tuned timm train.py": "timm is no dependency; run its own benchmark beside"},
+                )
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
