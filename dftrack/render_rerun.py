@@ -7,7 +7,7 @@ from dftrack.rerun import Rebuilt, Verdict
 def say_rebuilt(rebuilt: Rebuilt) -> None:
     """What is about to be trained and what differs from the recorded run, on standard error."""
     run = rebuilt.run
-    say(f"again     run {run.run_id[:12]} ({run.name}), {rebuilt.threads} threads")
+    say(f"again     run {run.run_id[:12]} ({run.name}), threads: {rebuilt.threads}")
     for change in rebuilt.changes:
         say(f"differs   {change.kind}: {change}")
     for note in rebuilt.notes:

@@ -40,7 +40,7 @@ SMALLER: dict[str, tuple[str, ...]] = {
     "serve": ("--port", "0"),
     "ui": ("--port", "5200"),
 }
-CODES: dict[str, tuple[int, ...]] = {"verify": (0, 1), "serve": (143,)}  # else 0
+CODES: dict[str, tuple[int, ...]] = {"serve": (143,)}  # else 0
 EXTRAS = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # a format that needs what may not be installed
 STUDY = """
 name = "{name}"
