@@ -254,8 +254,8 @@ def _tests(pair: _Pair, resamples: int, seed: int) -> list[Tested]:
         """The larger of the two p values: McNemar's test takes pictures to be independent, the bootstrap groups."""
         exact = statistics.mcnemar(calls[0] == labels, calls[1] == labels)
         by_group = bootstrap("accuracy", *calls)
-        if by_group is None:
-            return exact
+        if by_group is None:  # too few groups: pictures of a few videos say nothing of other videos
+            return None
         return Paired(by_group.difference, by_group.low, by_group.high, max(exact.p_value, by_group.p_value))
 
     def made(metric: str, method: str, test: Callable[[], Paired | None]) -> Tested:

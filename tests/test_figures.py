@@ -143,3 +143,10 @@ def test_drawing_touches_no_global_state_of_matplotlib(monkeypatch: pytest.Monke
     first = figures.roc_curves([make_predictions()])
     assert first == figures.roc_curves([make_predictions()]), "the same data gave two pictures"
     assert dict(matplotlib.rcParams.copy().items()) == before, "rcParams were changed"
+
+
+def test_a_name_with_two_dollars_is_a_name_and_no_formula() -> None:
+    photo = np.zeros((8, 8, 3), np.uint8)
+    row = PanelRow(photo=photo, heat=np.zeros((8, 8), np.float32), name=r"a$\frac$.png", label=None, score=0.5,
+                   threshold=0.5, target=1)  # fmt: skip
+    assert figures.gradcam_panel([row]).startswith(b"\x89PNG")

@@ -282,12 +282,14 @@ def test_clustered_delong_agrees_with_obuchowski_as_written(seed: int) -> None:
     second = first * 0.5 + np.random.default_rng(seed + 1000).random(len(first))
     found = statistics.clustered_delong(first, second, labels, groups)
     se = math.sqrt(textbook_obuchowski(first, second, labels, groups))
-    assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(found.difference) / se))
+    of = np.asarray(groups)
+    fewest = min(len(set(of[labels == label])) for label in (0, 1))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(abs(found.difference) / se, fewest - 1))
     own = [str(i) for i in range(len(labels))]
     assert math.sqrt(textbook_obuchowski(first, second, labels, own)) == pytest.approx(
         math.sqrt(textbook_delong(first, second, labels)[1])
     )
-    assert statistics.clustered_delong(first, second, labels, own) == statistics.delong(first, second, labels)
+    assert statistics.clustered_delong(first, second, labels, own).difference == found.difference
 
 
 def test_equal_scores_do_not_differ_and_a_difference_without_error_is_undefined() -> None:
@@ -299,8 +301,26 @@ def test_equal_scores_do_not_differ_and_a_difference_without_error_is_undefined(
         statistics.delong(labels * 1.0, 1.0 - labels, labels)
     with pytest.raises(MetricError, match="there is no fake"):
         statistics.delong(scores, scores, np.zeros(20, dtype=np.int64))
-    with pytest.raises(MetricError, match="two groups of each class, got 1"):
+    with pytest.raises(MetricError, match="needs 6 groups, got 1"):
         statistics.clustered_delong(scores, scores[::-1], labels, ["a"] * 20)
+
+
+def test_where_one_group_outweighs_all_others_an_interval_is_undefined_not_absurd() -> None:
+    scores, labels, _ = draw(1)
+    groups = ["long video", *(f"short {i}" for i in range(8))]
+    of = [groups[0]] * (len(labels) - 8) + groups[1:]
+    found = group_intervals(scores, labels, of)
+    assert found["accuracy"] is None and found["log_loss"] is None, "the luck of one video is all that is seen"
+
+
+def test_two_equally_good_detectors_on_few_groups_are_rarely_told_apart() -> None:
+    rejected = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        labels, of = np.arange(6 * 20) % 2, np.repeat(np.arange(6), 20)
+        first, second = (rng.normal(labels, 1) + rng.normal(0, 1, 6)[of] for _ in range(2))
+        rejected += statistics.clustered_delong(first, second, labels, of.astype(str).tolist()).p_value < 0.05
+    assert rejected <= 16, f"{rejected} of 200 differences of nothing were called real"
 
 
 def test_mcnemar_agrees_with_the_binomial_test_and_a_case_by_hand() -> None:

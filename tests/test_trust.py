@@ -1,5 +1,6 @@
 """Checks of heat maps must fail where maps are known to be worthless, and pass where they are known to be right."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -190,3 +191,9 @@ def test_the_mark_on_a_picture_is_one_line() -> None:
     assert marked(()) == ""
     assert marked(["a"]) == "a"
     assert marked(["a", "b", "c"]) == "a (+2 more)"
+
+
+def test_a_mask_that_is_gone_is_no_mask_and_ends_nothing(trained: FaceCNN, split: Split, tmp_path: Path) -> None:
+    gone = dataclasses.replace(split, masks=tuple(mask and tmp_path / "gone.png" for mask in split.masks))
+    found = examine(trained, gone, predict(trained, gone))
+    assert found.right.n == 0 and found.wrong.n == 0

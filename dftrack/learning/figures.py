@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import precision_recall_curve, roc_curve
@@ -282,6 +283,10 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     target = io.BytesIO()
+    numbers = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()}
+    for text in figure.findobj(Text):
+        if text not in numbers:
+            text.set_parse_math(False)  # a name may hold two dollars, and is no formula
     FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
     figure.savefig(target, format="png", dpi=DPI)
     return target.getvalue()

@@ -26,10 +26,10 @@ def roc_auc(scores: FloatArray, labels: IntArray) -> float:
     """Chance that a random fake scores higher than a random real; equal scores count one half.
 
     scores: (n,) finite floats, higher = more fake. labels: (n,) ints, 0 real, 1 fake.
-    Returns a number in [0, 1]; 0.5 = chance, and 0.5 exactly when all scores are equal.
-    Raises MetricError if a class is absent. Source: scikit-learn, `roc_auc_score` (the Mann-Whitney U statistic).
+    Returns a number in [0, 1]; 0.5 = chance.
+    Raises MetricError if a class is absent or all scores are equal. Source: scikit-learn, `roc_auc_score` (the Mann-Whitney U statistic).
     """
-    check_scores(scores, labels, both_classes=True)
+    check_ranking(scores, labels)
     return float(sk.roc_auc_score(labels, scores))
 
 
@@ -37,11 +37,10 @@ def average_precision(scores: FloatArray, labels: IntArray) -> float:
     """Area under the precision-recall steps: precision at each distinct score, weighted by the recall it adds.
 
     scores: (n,) finite floats, higher = more fake. labels: (n,) ints, 0 real, 1 fake.
-    Returns a number in (0, 1]; chance is the share of fakes, reached exactly when all scores are equal: pictures with
-    one score stand or fall together, so their order in the file cannot matter.
-    Raises MetricError if a class is absent. Source: scikit-learn, `average_precision_score` (no interpolation).
+    Returns a number in (0, 1]; chance is the share of fakes: pictures with one score stand or fall together, so their
+    order in the file cannot matter. Raises MetricError if a class is absent or all scores are equal. Source: scikit-learn, `average_precision_score` (no interpolation).
     """
-    check_scores(scores, labels, both_classes=True)
+    check_ranking(scores, labels)
     return float(sk.average_precision_score(labels, scores))
 
 
@@ -51,11 +50,11 @@ def equal_error_rate(scores: FloatArray, labels: IntArray) -> float:
     scores: (n,) finite floats, higher = more fake. labels: (n,) ints, 0 real, 1 fake.
     The ROC points of all distinct scores, from (0, 0) to (1, 1), are joined by straight lines; the rate is the FPR
     where that line meets FPR = 1 - TPR. Every step of the ROC lowers 1 - TPR - FPR, so there is exactly one such place.
-    Returns a number in [0, 1]; 0.5 = chance, and 0.5 exactly when all scores are equal.
-    Raises MetricError if a class is absent: the rate is then undefined.
+    Returns a number in [0, 1]; 0.5 = chance.
+    Raises MetricError if a class is absent or all scores are equal: the rate is then undefined.
     Source: ISO/IEC 19795-1 (false accept = a fake passed as real, false reject = a real called fake).
     """
-    check_scores(scores, labels, both_classes=True)
+    check_ranking(scores, labels)
     fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
     gap = 1.0 - tpr - fpr  # (k,) misses minus false alarms: from 1 down to -1, strictly
     last = int(np.flatnonzero(gap >= 0)[-1])  # the last point at which misses still prevail
@@ -188,9 +187,13 @@ def summarise(scores: FloatArray, labels: IntArray, threshold: float = DEFAULT_T
 def always_fake(labels: IntArray) -> dict[str, float | None]:
     """The metrics of calling everything fake with certainty: the answer that any detector has to beat.
 
-    labels: (n,) ints. Same names as `summarise`; the log loss is None (infinite) as soon as there is one real.
+    labels: (n,) ints. Same names as `summarise`; the log loss is None (infinite) as soon as there is one real. A
+    constant answer ranks nothing, but as a yardstick it is chance: AUC and EER 0.5, average precision the share of fakes.
     """
-    return summarise(np.ones(len(labels)), labels)
+    found = summarise(np.ones(len(labels)), labels)
+    share = found["share_fake"]
+    both = share is not None and 0 < share < 1
+    return found | ({"roc_auc": 0.5, "eer": 0.5, "average_precision": share} if both else {})
 
 
 def or_none(metric: Callable[[], float]) -> float | None:
@@ -222,6 +225,13 @@ def check_scores(scores: FloatArray, labels: IntArray, *, both_classes: bool = F
     if both_classes and (np.all(labels == FAKE) or np.all(labels == REAL)):
         absent = CLASSES[REAL if labels[0] == FAKE else FAKE]
         raise MetricError(f"undefined with one class only: there is no {absent} among {len(labels)} labels")
+
+
+def check_ranking(scores: FloatArray, labels: IntArray) -> None:
+    """Raise MetricError unless there is something to rank: both classes, and scores that differ."""
+    check_scores(scores, labels, both_classes=True)
+    if np.all(scores == scores[0]):
+        raise MetricError(f"undefined: all {len(scores)} scores are {scores[0]:g}, so nothing is ranked")
 
 
 def _check_probabilities(scores: FloatArray, labels: IntArray) -> None:

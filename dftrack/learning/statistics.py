@@ -22,6 +22,7 @@ from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, FloatArray, IntArr
 LEVEL = 0.95
 RESAMPLES = 1000
 LEAST_GROUPS = 6  # of five, even if all agree, a two-sided sign test gives p = 0.0625: no 95 % statement can be had
+LEAST_EFFECTIVE = 4.0  # Kish's number: where one group outweighs all others, its luck is all that is seen
 MOST_UNDEFINED = 0.05  # share of the resamples in which a metric may be undefined
 CERTAIN = 1e-12  # a standard error below is rounding
 UNBOUNDED = ("log_loss",)  # all other metrics lie in [0, 1]
@@ -58,7 +59,8 @@ def group_intervals(
     """An interval for each of MEASURES from a bootstrap over groups; None where it is undefined.
 
     scores: (n,) P(fake); labels: (n,) 0 real, 1 fake; groups: n names of scenes, videos or people.
-    None: the metric itself is undefined, all scores are equal, fewer than LEAST_GROUPS groups bear on the metric, or
+    None: the metric itself is undefined, all scores are equal, fewer than LEAST_GROUPS groups bear on the metric or
+    they are worth fewer than LEAST_EFFECTIVE, or
     over 5 % of the resamples leave it undefined (those few are dropped). Unfit labels or groups raise MetricError.
 
     The bootstrap gives the standard error, times sqrt(g / (g - 1)). The interval is Student's t with g - 1 degrees of
@@ -127,7 +129,11 @@ def _interval(name: str, point: float | None, values: Floats, units: _Units, lev
 def _spread(values: Floats, units: _Units) -> float | None:
     """Standard error of a measure, None if it cannot be told. A bootstrap's is too small by sqrt(1 - 1 / groups)."""
     defined = values[np.isfinite(values)]
-    if units.count < LEAST_GROUPS or len(defined) < max(2, (1 - MOST_UNDEFINED) * len(values)):
+    if (
+        units.count < LEAST_GROUPS
+        or units.effective < LEAST_EFFECTIVE
+        or len(defined) < max(2, (1 - MOST_UNDEFINED) * len(values))
+    ):
         return None
     return float(np.std(defined, ddof=1)) * math.sqrt(units.effective / (units.effective - 1))
 
@@ -149,17 +155,30 @@ def delong(first: FloatArray, second: FloatArray, labels: IntArray) -> Paired:
     (both separate the classes entirely, in opposite ways): the test is then undefined.
     Source: DeLong, DeLong and Clarke-Pearson 1988; midranks as in Sun and Xu 2014.
     """
-    return clustered_delong(first, second, labels, [str(place) for place in range(len(labels))])
+    difference, error, _ = _auc_difference(first, second, labels, [str(place) for place in range(len(labels))])
+    return _paired(difference, error, LEVEL, stats.norm())
 
 
 def clustered_delong(first: FloatArray, second: FloatArray, labels: IntArray, groups: Sequence[str]) -> Paired:
     """The difference of two AUCs on the same pictures, with groups as the independent units.
 
-    groups: n names. DeLong's test when every picture is a group of its own, and with its errors.
+    groups: n names. DeLong's error when every picture is a group of its own; Student's t with one degree of freedom
+    less than there are groups of the rarer class, since a normal law rejects too often with few. Raises MetricError
+    also for fewer than LEAST_GROUPS groups.
     Source: Obuchowski 1997, "Nonparametric analysis of clustered ROC curve data".
     """
     if len(groups) != len(labels):
         raise MetricError(f"{len(groups)} groups for {len(labels)} labels")
+    if len(set(groups)) < LEAST_GROUPS:
+        raise MetricError(f"undefined: an AUC's error needs {LEAST_GROUPS} groups, got {len(set(groups))}")
+    difference, error, fewest = _auc_difference(first, second, labels, groups)
+    return _paired(difference, error, LEVEL, stats.t(fewest - 1))
+
+
+def _auc_difference(
+    first: FloatArray, second: FloatArray, labels: IntArray, groups: Sequence[str]
+) -> tuple[float, float, int]:
+    """The first AUC minus the second, its standard error, and how many groups hold the rarer class."""
     fake = labels == FAKE
     gaps = _placements(first, labels) - _placements(second, labels)  # (n,)
     difference = float(gaps[fake].mean())  # equals the mean over the reals
@@ -175,7 +194,7 @@ def clustered_delong(first: FloatArray, second: FloatArray, labels: IntArray, gr
     variance = sum(
         count / (count - 1) * float(part @ part) for part, count in zip(sums, with_class, strict=True)
     ) + 2 * total / (total - 1) * float(sums[0] @ sums[1])
-    return _paired(difference, math.sqrt(max(variance, 0.0)), LEVEL, stats.norm())
+    return difference, math.sqrt(max(variance, 0.0)), min(with_class)
 
 
 def _placements(scores: FloatArray, labels: IntArray) -> Floats:

@@ -3,6 +3,7 @@
 A check that fails is a sentence for the picture itself, not only a number in a table.
 """
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from scipy import stats
 from torch import nn
 
 from dftrack.data.cache import Split
+from dftrack.errors import DataError
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.explain import HeatMaps, heat_maps, read_mask
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, REAL
@@ -178,11 +180,15 @@ def _p_above(differences: NDArray[np.float64]) -> float | None:
 def _agreement_on(model: FaceCNN, split: Split, places: NDArray[np.int64]) -> MaskAgreement:
     """mask_agreement of the pictures of `split` at `places`, which all have masks."""
     size = split.pixels.shape[1]
-    if not len(places):
+    masks: dict[int, NDArray[np.bool_]] = {}
+    for place in places.tolist():
+        if mask := split.masks[place]:
+            with contextlib.suppress(DataError):  # one that cannot be read is none; the audit names it
+                masks[place] = read_mask(mask, size)
+    if not masks:
         return mask_agreement(np.empty((0, size, size), np.float32), np.empty((0, size, size), bool))
-    images = normalise(torch.from_numpy(np.array(split.pixels[places])).to(next(model.parameters()).device))
-    masks = [read_mask(mask, size) for mask in (split.masks[place] for place in places) if mask]
-    return mask_agreement(heat_maps(model, images, FAKE).heat, np.stack(masks))
+    images = normalise(torch.from_numpy(np.array(split.pixels[list(masks)])).to(next(model.parameters()).device))
+    return mask_agreement(heat_maps(model, images, FAKE).heat, np.stack(list(masks.values())))
 
 
 def _check_masks(right: MaskAgreement) -> Check:
