@@ -5,6 +5,7 @@ An ASGI application around a handler that knows neither sockets nor headers. Eve
 """
 
 import asyncio
+import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -18,6 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON = "application/json"
 READING = ("GET", "HEAD")
+OWN_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ALWAYS = {  # on every answer: nothing of it is kept, guessed at, framed or told to other places
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -33,6 +35,7 @@ class Limits:
 
     body_bytes: int = 16 << 20
     pictures: int = 64  # in one request
+    pixels: int = 50_000_000  # of all pictures in one request, by their headers; one takes up to 12 bytes of memory
     seconds: float = 30.0  # for reading it, and again for answering it
     at_once: int = 8  # requests that are worked on; more are turned away
 
@@ -78,6 +81,18 @@ def answer_json(value: object, status: int = 200) -> Answer:
     return Answer(status, json.dumps(value, allow_nan=False).encode() + b"\n")
 
 
+def names_for(host: str, bound: str) -> frozenset[str] | None:
+    """The names to answer to when listening on `host`, which is the address `bound`; None: any, as others may ask.
+
+    On a loopback address (127.0.0.0/8, ::1, however it is spelled) these are `host`, `bound` and the usual names. A
+    page elsewhere can make a name of its own point here, but cannot make a browser send one of these.
+    """
+    address = ipaddress.ip_address(bound)
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        return None
+    return OWN_NAMES | {f"[{name}]" if ":" in name else name for name in (host.lower(), bound)}
+
+
 class Guard:
     """The ASGI application. hosts: the names this server answers to, against DNS rebinding; None: to any."""
 
@@ -95,8 +110,8 @@ class Guard:
             answer = answer_json({"error": refused.message, "hint": refused.hint}, refused.status)
         except ConnectionError:
             return  # nobody is there any more
-        except Exception:
-            logging.getLogger(__name__).exception("a request failed")
+        except Exception as error:  # one line: a client must not be able to fill the terminal with stacks
+            logging.getLogger(__name__).error("a request failed: %s", " ".join(repr(error).split()))
             answer = answer_json({"error": "the server failed at this request", "hint": "its log says why"}, 500)
         headers = {**ALWAYS, **answer.headers, "content-type": answer.kind, "content-length": str(len(answer.body))}
         if answer.status == 503:

@@ -14,16 +14,16 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from dftrack.data.pictures import PictureError
+from dftrack.data.pictures import PictureError, count_pixels
 from dftrack.errors import DftrackError, SettingError
-from dftrack.guard import Answer, Guard, Limits, Message, RefusedError, Request, answer_json
+from dftrack.guard import OWN_NAMES, Answer, Guard, Limits, Message, RefusedError, Request, answer_json
 from dftrack.learning.detector import Detector
 
 # store is imported first: it sets the switches that MLflow reads while it is imported itself
@@ -43,7 +43,6 @@ USUAL_PORT = 5001  # 5000 is the MLflow page's
 PORTS_TRIED = 50
 START_SECONDS = 30.0
 END_SECONDS = 5  # for requests that are being answered
-OWN_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 OF_MLFLOW = ("/ping", "/health", "/version")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # JPEG, PNG; WebP says so in two places
 
@@ -121,21 +120,28 @@ def _address(taken: socket.socket) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def make_app(detector: Detector, judge: Judge, about: str, *, limits: Limits, own_names_only: bool = True) -> Guard:
+def make_app(
+    detector: Detector, judge: Judge, about: str, *, limits: Limits, names: frozenset[str] | None = OWN_NAMES
+) -> Guard:
     """The application: MLflow's endpoints with `detector`, and the page, which shows what `judge` says.
 
-    about: which model it is, for a person. own_names_only: answer to this machine's loopback names only.
+    about: which model it is, for a person. names: what the server is called (`names_for`); None: anything.
     """
     routes = _Routes(detector, judge, about, limits)
-    return Guard(routes.answer, limits, OWN_NAMES if own_names_only else None)
+    return Guard(routes.answer, limits, names)
 
 
 class _Routes:
-    """Which request is answered by whom."""
+    """Which request is answered by whom.
+
+    The model works for one request at a time: explaining hangs hooks on it, and memory holds one request's pictures.
+    """
 
     def __init__(self, detector: Detector, judge: Judge, about: str, limits: Limits) -> None:
         self._judge, self._limits = judge, limits
-        self._mlflow = _scoring_app(detector)
+        self._turn = asyncio.Lock()
+        self._model = threading.Lock()  # MLflow stops waiting after a minute, its thread goes on
+        self._mlflow = _scoring_app(detector, self._model)
         facts = {"model": about, "threshold": detector.threshold, "bytes": limits.body_bytes}
         self._page = PAGE.read_text(encoding="utf-8").replace("{{FACTS}}", escape(json.dumps(facts)))
 
@@ -145,7 +151,8 @@ class _Routes:
             case "GET", "/":
                 return self._show_page()
             case "POST", "/judge":
-                return await asyncio.to_thread(self._judge_one, request)
+                await asyncio.to_thread(self._refuse_no_picture, request)
+                return await self._in_turn(lambda: asyncio.to_thread(self._judge_one, request.body))
             case "POST", "/invocations":
                 return await self._score(request)
             case "GET", path if path in OF_MLFLOW:
@@ -165,15 +172,34 @@ class _Routes:
         body = self._page.replace("{{NONCE}}", nonce).encode()
         return Answer(200, body, "text/html; charset=utf-8", {"content-security-policy": policy})
 
-    def _judge_one(self, request: Request) -> Answer:
+    async def _in_turn(self, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `work` gives, begun when all others are done; not at all if that takes half of the time there is.
+
+        So nothing is begun that nobody waits for any more, and what is begun has the other half.
+        """
+        try:
+            async with asyncio.timeout(self._limits.seconds / 2):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise RefusedError(503, "the model was busy with other requests", "try again in a moment") from None
+        try:
+            return await work()
+        finally:
+            self._turn.release()
+
+    def _refuse_no_picture(self, request: Request) -> None:
         if request.kind.startswith(("multipart/", "application/x-www-form")):
             raise RefusedError(
                 415, f"a picture is sent as it is, not as {request.kind}", "curl --data-binary @face.jpg"
             )
         if not is_picture(request.body):
             raise RefusedError(415, "this is no JPEG, PNG or WebP picture", "only these are judged")
+        _refuse_pixels([request.body], self._limits.pixels)
+
+    def _judge_one(self, content: bytes) -> Answer:
         try:
-            return answer_json(self._judge(request.body))
+            with self._model:
+                return answer_json(self._judge(content))
         except PictureError as error:
             raise RefusedError(422, error.message) from error
         except DftrackError as error:
@@ -182,8 +208,9 @@ class _Routes:
     async def _score(self, request: Request) -> Answer:
         if request.kind != "application/json":
             raise RefusedError(415, f"pictures come as application/json, not as {request.kind or 'nothing'}")
-        texts = _picture_texts(request.body, self._limits.pictures)
-        answer = await _ask(self._mlflow, request, json.dumps({"inputs": texts}).encode())
+        texts = await asyncio.to_thread(_picture_texts, request.body, self._limits)
+        body = json.dumps({"inputs": texts}).encode()
+        answer = await self._in_turn(lambda: _ask(self._mlflow, request, body))
         if answer.status >= 400:  # MLflow's own words repeat the input and show a stack
             raise RefusedError(500 if answer.status == 400 else answer.status, "the model failed at these pictures")
         return answer_json(json.loads(answer.body, parse_constant=lambda _: None))  # NaN, which is no JSON: null
@@ -194,7 +221,16 @@ def is_picture(content: bytes) -> bool:
     return content.startswith(MAGIC) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
 
 
-def _picture_texts(body: bytes, most: int) -> list[str]:
+def _refuse_pixels(contents: Sequence[bytes], most: int) -> None:
+    """A small file can hold a picture that takes gigabytes and minutes: its header says how large it is."""
+    total = sum(map(count_pixels, contents))
+    if total > most:
+        raise RefusedError(
+            413, f"{total / 1e6:.1f} million pixels in one request", f"at most {most / 1e6:g} million are taken"
+        )
+
+
+def _picture_texts(body: bytes, limits: Limits) -> list[str]:
     """The pictures of {"inputs": [...]} as data URLs, which the model cannot take for paths. Refuses all else."""
     try:
         asked = json.loads(body)
@@ -204,13 +240,15 @@ def _picture_texts(body: bytes, most: int) -> list[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or set(asked) - {"inputs", "instances"}:
         raise RefusedError(422, "the body holds no list of pictures", 'send {"inputs": ["base64 of a picture", ...]}')
-    if len(texts) > most:
-        raise RefusedError(413, f"{len(texts)} pictures in one request", f"at most {most} are taken")
-    for number, text in enumerate(texts, start=1):
-        if not (isinstance(text, str) and is_picture(_decoded(text))):
+    if len(texts) > limits.pictures:
+        raise RefusedError(413, f"{len(texts)} pictures in one request", f"at most {limits.pictures} are taken")
+    contents = [_decoded(text) if isinstance(text, str) else b"" for text in texts]
+    for number, content in enumerate(contents, start=1):
+        if not is_picture(content):
             raise RefusedError(
                 422, f"input {number} is not base64 of a JPEG, PNG or WebP picture", "paths are not opened here"
             )
+    _refuse_pixels(contents, limits.pixels)
     return [f"data:;base64,{text.partition(',')[2] if text.startswith('data:') else text}" for text in texts]
 
 
@@ -227,21 +265,22 @@ def _decoded(text: str) -> bytes:
 class _Loaded:
     """What MLflow's PyFuncModel wraps: a detector that is loaded and checked already."""
 
-    def __init__(self, detector: Detector) -> None:
-        self._model = ScoringModel()
+    def __init__(self, detector: Detector, lock: threading.Lock) -> None:
+        self._model, self._lock = ScoringModel(), lock
         self._model.detector = detector
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> Any:
         """A table with a row per picture; see `scoring`."""
-        return self._model.predict(None, model_input, params)
+        with self._lock:
+            return self._model.predict(None, model_input, params)
 
 
-def _scoring_app(detector: Detector) -> Any:
+def _scoring_app(detector: Detector, lock: threading.Lock) -> Any:
     """MLflow's ASGI application. It marks the process as a server in the environment, which is taken back."""
     described = Model(signature=ModelSignature(inputs=Schema([ColSpec(DataType.string)])))
     before = dict(os.environ)
     try:
-        return scoring_server.init(PyFuncModel(model_meta=described, model_impl=_Loaded(detector)))
+        return scoring_server.init(PyFuncModel(model_meta=described, model_impl=_Loaded(detector, lock)))
     finally:
         for name in set(os.environ) - set(before):
             del os.environ[name]

@@ -1,6 +1,7 @@
 """The server judges pictures for this machine's own pages and programs, and turns all else away in plain words."""
 
 import base64
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +23,12 @@ import mlflow.pyfunc.scoring_server
 import numpy as np
 import pytest
 from browser import chromium, open_browser
+from PIL import Image
 from screenshots import drop_page
 
 from dftrack.data.pictures import decode, encode_jpeg, encode_png
 from dftrack.errors import SettingError
-from dftrack.guard import Limits
+from dftrack.guard import OWN_NAMES, Limits, names_for
 from dftrack.judging import judge_and_explain
 from dftrack.learning.detector import Detector
 from dftrack.server import listen, make_app, serve
@@ -33,7 +36,7 @@ from dftrack.tracking import open_tracker
 from tests.test_predict import make_detector
 
 SHOTS = os.environ.get("SCREENSHOTS")  # a folder that keeps the screenshots
-LIMITS = Limits(body_bytes=300_000, pictures=5, seconds=20)
+LIMITS = Limits(body_bytes=300_000, pictures=5, pixels=1_000_000, seconds=20)
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,13 @@ def picture(seed: int = 0, size: int = 24) -> bytes:
     return encode_png(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
+def flat(width: int, height: int, kind: str = "PNG") -> bytes:
+    """A small file of many pixels."""
+    content = io.BytesIO()
+    Image.new("RGB", (width, height)).save(content, kind)
+    return content.getvalue()
+
+
 def inputs(*pictures: bytes) -> bytes:
     return json.dumps({"inputs": [base64.b64encode(content).decode() for content in pictures]}).encode()
 
@@ -113,6 +123,20 @@ def test_mlflows_own_protocol_scores_base64_pictures_with_the_same_numbers(url: 
     assert ask(f"{url}/version").body.decode() == mlflow.__version__
 
 
+def test_requests_at_the_same_time_get_the_numbers_that_they_get_alone(url: str) -> None:
+    pictures = [picture(seed) for seed in range(8)]
+    alone = [ask(f"{url}/judge", content).body for content in pictures]
+    rows = ask(f"{url}/invocations", inputs(picture()), "application/json").body
+
+    def both(content: bytes) -> list[bytes]:
+        asked = ask(f"{url}/invocations", inputs(picture()), "application/json")
+        return [ask(f"{url}/judge", content).body for _ in range(5)] + [asked.body]
+
+    with ThreadPoolExecutor(7) as pool:  # with an eighth at times one would be turned away
+        told = list(pool.map(both, pictures))
+    assert told == [[body] * 5 + [rows] for body in alone]
+
+
 @pytest.mark.parametrize("text", ["{path}", "file://{path}", "data:image/png;base64,{path}", "/etc/hostname", ""])
 def test_a_path_is_never_opened(url: str, tmp_path: Path, text: str) -> None:
     path = tmp_path / "secret.png"
@@ -143,6 +167,10 @@ def test_a_path_is_never_opened(url: str, tmp_path: Path, text: str) -> None:
         ("invocations", b'{"dataframe_split": {"data": ["a"]}}', "application/json", 422, "no list of pictures"),
         ("invocations", inputs(*[picture()] * 6), "application/json", 413, "6 pictures"),
         ("invocations", inputs(b"text"), "application/json", 422, "input 1 is not base64"),
+        ("judge", flat(1100, 1000), "image/png", 413, "1.1 million pixels"),
+        ("invocations", inputs(*[flat(600, 600)] * 3), "application/json", 413, "1.1 million pixels"),
+        ("invocations", inputs(*[flat(600, 600, "JPEG")] * 3), "application/json", 413, "1.1 million pixels"),
+        ("invocations", inputs(*[flat(600, 600, "WEBP")] * 3), "application/json", 413, "1.1 million pixels"),
         ("", b"x", "image/png", 405, "does not take POST"),
         ("docs", None, "", 404, "nothing at /docs"),
         ("openapi.json", None, "", 404, "nothing at"),
@@ -176,6 +204,15 @@ def test_pages_of_other_places_and_other_names_are_turned_away(url: str) -> None
         assert ask(f"{url}/judge", picture(), **headers).status == 200, headers
 
 
+def test_every_spelling_of_this_machines_own_address_guards_against_other_names() -> None:
+    for host in ("::1", "0:0:0:0:0:0:0:1", "127.0.0.2", "127.1", "localhost", "LocalHost"):
+        with listen(host, 0) as taken:
+            names = names_for(host, taken.getsockname()[0])
+        assert names is not None and names >= OWN_NAMES and "evil.example" not in names, host
+        assert (f"[{host}]" if ":" in host else host.lower()) in names
+    assert names_for("0.0.0.0", "0.0.0.0") is None and names_for("faces.example", "192.0.2.7") is None
+
+
 def test_the_page_is_whole_in_itself_and_says_which_model_it_is(url: str) -> None:
     answer = ask(f"{url}/")
     page = answer.body.decode()
@@ -203,29 +240,47 @@ def test_who_is_slow_or_one_too_many_is_told_so_and_the_others_go_on(detector: D
         going.wait(30)
         return {"slow": True}
 
-    with serving(detector, slow, Limits(seconds=1.5, at_once=2)) as url:
+    with serving(detector, slow, Limits(seconds=1.5, at_once=1)) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             client.sendall(b"POST /judge HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\nabc")
             assert client.recv(100).startswith(b"HTTP/1.1 408")
-        answers: list[Answered] = []
-        threads = [threading.Thread(target=lambda: answers.append(ask(f"{url}/judge", picture()))) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        assert begun.acquire(timeout=20) and begun.acquire(timeout=20)
-        refused = ask(f"{url}/judge", picture())
-        assert refused.status == 503 and "2 requests are being worked on" in refused.said["error"]
-        assert refused.headers["retry-after"] == "1"
-        assert ask(f"{url}/ping").status == 200, "whoever only asks whether it lives is answered"
-        for thread in threads:
-            thread.join()
-        assert [answer.status for answer in answers] == [503, 503] and "within 1.5 s" in answers[0].said["error"]
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(ask, f"{url}/judge", picture())
+            assert begun.acquire(timeout=20)
+            refused = ask(f"{url}/judge", picture())
+            assert refused.status == 503 and "1 requests are being worked on" in refused.said["error"]
+            assert refused.headers["retry-after"] == "1"
+            assert ask(f"{url}/ping").status == 200, "whoever only asks whether it lives is answered"
+            assert first.result().status == 503 and "within 1.5 s" in first.result().said["error"]
         assert ask(f"{url}/judge", picture()).status == 503, "work that nobody waits for is still work"
         going.set()
-        deadline = time.monotonic() + 20
-        while (last := ask(f"{url}/judge", picture())).status != 200 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert last.said == {"slow": True}
+        assert _once_free(url).said == {"slow": True}
+
+
+def test_work_is_done_one_by_one_and_what_nobody_waits_for_any_more_is_not_begun(detector: Detector) -> None:
+    going, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(content: bytes) -> dict[str, object]:
+        begun.release()
+        going.wait(30)
+        return {"slow": True}
+
+    with serving(detector, slow, Limits(seconds=0.5, at_once=4)) as url:
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: ask(f"{url}/judge", picture()), range(4)))
+        assert [answer.status for answer in answers] == [503] * 4
+        going.set()
+        assert _once_free(url).said == {"slow": True}
+    assert [begun.acquire(blocking=False) for _ in range(3)] == [True, True, False], "more than the first and the last"
+
+
+def _once_free(url: str) -> Answered:
+    """The answer to a picture as soon as there is one."""
+    deadline = time.monotonic() + 20
+    while (last := ask(f"{url}/judge", picture())).status != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return last
 
 
 def test_a_fault_of_the_server_is_a_500_without_a_stack(detector: Detector, caplog: pytest.LogCaptureFixture) -> None:
@@ -235,7 +290,8 @@ def test_a_fault_of_the_server_is_a_500_without_a_stack(detector: Detector, capl
     with serving(detector, broken) as url:
         answer = ask(f"{url}/judge", picture())
     assert answer.status == 500 and "secret" not in answer.body.decode()
-    assert "secret words" in caplog.text
+    assert "secret words" in caplog.text and "Traceback" not in caplog.text
+    assert len(caplog.text.splitlines()) == 1, "a client can fill the terminal"
 
 
 def test_a_taken_port_is_said_and_without_one_the_next_is_taken() -> None:

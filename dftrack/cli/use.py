@@ -110,7 +110,8 @@ def serve(
 ) -> None:
     """Serve a model over HTTP until Ctrl-C: a page to drop a picture on, and MLflow's /invocations.
 
-    Pictures only, as bytes to /judge or base64 to /invocations; at most 16 MiB and 64 pictures in a request.
+    Pictures only, as bytes to /judge or base64 to /invocations; at most 16 MiB, 64 pictures and 50 million pixels in a
+    request.
     """
     import time
     from functools import partial
@@ -118,17 +119,18 @@ def serve(
     from dftrack import render
     from dftrack.errors import Interrupted
     from dftrack.runtime import catch_stop_requests
-    from dftrack.server import OWN_NAMES, listen
+    from dftrack.server import listen
 
     with catch_stop_requests() as stop, listen(host, port) as taken:
-        from dftrack.guard import Limits
+        from dftrack.guard import Limits, names_for
         from dftrack.judging import fetch_detector, judge_and_explain
         from dftrack.server import make_app
         from dftrack.server import serve as serve_app
 
         detector, run_id, described = fetch_detector(store, model)
         judge = partial(judge_and_explain, detector)
-        app = make_app(detector, judge, described, limits=Limits(), own_names_only=host in OWN_NAMES)
+        names = names_for(host, taken.getsockname()[0])
+        app = make_app(detector, judge, described, limits=Limits(), names=names)
         with serve_app(taken, app) as serving:
             if as_json:
                 render.print_json({"url": serving.url, "model": described, "run_id": run_id})

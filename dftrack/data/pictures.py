@@ -64,6 +64,19 @@ def decode(source: Path | bytes, size: int | None = None) -> Pixels:
         raise PictureError(f"no memory to decode {image.width} x {image.height} pixels") from error
 
 
+def count_pixels(content: bytes) -> int:
+    """Width x height of the picture that `decode` would take in, by its header; 0 if it would refuse it at once."""
+    try:
+        if content[:4] == b"RIFF":  # Pillow's WebP reader allocates on opening
+            width, height = _dimensions(content) or (0, 0)
+            _refuse_large(width, height)
+        else:
+            width, height = _open(content).size
+    except PictureError:
+        return 0
+    return width * height
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read."""
     try:
