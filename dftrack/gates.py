@@ -65,11 +65,13 @@ def metrics_true(
     predictions: Mapping[str, Predictions],
     threshold: float = DEFAULT_THRESHOLD,
     faults: Sequence[str] = (),
+    owed: Sequence[str] = (),
 ) -> Gate:
     """Every logged metric is a finite number, and those of each split are what its stored predictions give.
 
     threshold: the model's own; a run whose numbers hold at it, rather than at 0.5, is right as well.
     faults: what else does not follow from the predictions (intervals, calibration), found by `verification`.
+    owed: the splits that were scored, which therefore must have stored predictions.
     """
     wanted = "all finite, equal to those of the stored predictions, no contradictions"
     unfit = [name for name, value in logged.items() if not math.isfinite(value) or abs(value) >= LARGEST]
@@ -78,7 +80,7 @@ def metrics_true(
         return Gate("metrics", wanted, said, False)
     if not any(is_test(split) for split in predictions):
         return Gate("metrics", wanted, "no test split was scored: there are no predictions to compute them from", False)
-    wrong: list[str] = []
+    wrong = [f"{split} was scored and has no stored predictions" for split in owed if split not in predictions]
     for split, found in predictions.items():
         tries = [_contradictions(logged, found, at) for at in dict.fromkeys((DEFAULT_THRESHOLD, threshold))]
         wrong += [f"{split}: {text}" for text in min(tries, key=len)]
@@ -240,6 +242,17 @@ def round_trip(pictures: int, furthest: float | None, problem: str) -> Gate:
         return Gate("round trip", wanted, problem or "not done", False)
     found = f"{pictures} pictures, furthest {furthest:.1e}"
     return Gate("round trip", wanted, found, furthest <= SAME_SCORE)
+
+
+def predictions_hold(problems: Sequence[str], scored: int, furthest: float | None) -> Gate:
+    """problems: how they differ from the data set. furthest: the largest distance of a score from the model's."""
+    wanted = f"pictures, labels and groups of the data set, and the scores that the model gives within {SAME_SCORE:g}"
+    if problems or furthest is None:
+        return Gate("predictions", wanted, "; ".join(problems[:3]) or "not done", False)
+    found = f"so it is ({scored:,} pictures scored, furthest {furthest:.1e})"
+    if furthest > SAME_SCORE:
+        found = f"the model gives other scores: furthest {furthest:.1e} of {scored:,} pictures"
+    return Gate("predictions", wanted, found, furthest <= SAME_SCORE)
 
 
 def is_test(split: str) -> bool:

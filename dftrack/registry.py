@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple
 from filelock import FileLock, Timeout
 
 from dftrack import gates, logged_model
-from dftrack.candidate import Candidate, judge, look_at, look_at_champion
+from dftrack.candidate import Candidate, look_at, look_at_champion
 from dftrack.data.folder import Progress
 from dftrack.errors import PromotionRefused, SettingError, StoreError, require
 from dftrack.gates import Gate, Limits
+from dftrack.hearing import judge
 from dftrack.learning import metrics
 from dftrack.model_files import file_problems
 from dftrack.registered import Registered, Version

@@ -64,6 +64,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.registry",
             "dftrack.gates",
             "dftrack.candidate",
+            "dftrack.hearing",
+            "dftrack.evidence",
             "dftrack.model_files",
             "dftrack.export",
             "dftrack.rerun",

@@ -1,5 +1,6 @@
 """A run becomes the champion only if it earns it; whatever happens, the alias points at the old one or the new one."""
 
+import dataclasses
 import json
 import pickle
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ from dftrack.data.cache import DataSet
 from dftrack.errors import PromotionRefused, SettingError, StoreError
 from dftrack.gates import Gate, Limits
 from dftrack.learning.detector import Detector
+from dftrack.learning.evaluation import report
+from dftrack.recording import flat_metrics, prediction_columns
 from dftrack.registry import Promotion, Request, promote, resolve_model, rollback
 from dftrack.scored import stored_predictions
 from dftrack.tracking import Tracker, open_tracker
@@ -124,7 +128,7 @@ def test_the_model_is_tried_in_a_clean_process_with_the_code_that_was_logged(
 
 def test_explain_shows_every_gate_and_changes_nothing(tracker: Tracker, made: Made) -> None:
     found = ask(tracker, made.runs["good"], explain=True)
-    assert found.outcome == "allowed" and len(found.gates) == 12
+    assert found.outcome == "allowed" and len(found.gates) == 13
     assert tracker.registered("dftrack").versions() == []
 
 
@@ -182,7 +186,7 @@ def test_an_unfinished_run_and_one_without_a_model_are_refused(tracker: Tracker,
     other = made.runs["other"]
     tracker.drop_model(other)
     found = ask(tracker, other)
-    assert failed(found) == ["files", "round trip"] and "has no model" in found.refusal().message
+    assert failed(found) == ["files", "predictions", "round trip"] and "has no model" in found.refusal().message
 
 
 @pytest.mark.parametrize("file", ["artifacts/model.safetensors", "artifacts/detector.json", "scoring.py", "MLmodel"])
@@ -195,6 +199,67 @@ def test_one_flipped_bit_anywhere_in_the_model_is_found(tracker: Tracker, made: 
     found = ask(tracker, run)
     assert "files" in failed(found) and champion(tracker) is None
     assert ask(tracker, run, override="it will do").outcome == "refused", "a broken file cannot be passed over"
+
+
+def rewrite(tracker: Tracker, run: str, split: str, **more: object) -> None:
+    """Give a run other stored predictions, with the metrics and intervals that follow from them, as a forger would."""
+    found = dataclasses.replace(stored_predictions(tracker, run)[split], **more)
+    opened_run = tracker.open_run(run)
+    opened_run.log_table(prediction_columns(found), f"predictions/{split}.csv")
+    opened_run.log_metrics(flat_metrics(report(found)))
+
+
+def beautified(tracker: Tracker, run: str, split: str = "test-dev") -> np.ndarray:
+    """Scores nearer to the truth, but for those that the round trip tries."""
+    found = stored_predictions(tracker, run)[split]
+    better = 0.5 * found.scores + 0.5 * np.where(found.labels == 1, 0.99, 0.01)
+    tried = np.round(np.linspace(0, len(found) - 1, 16)).astype(int)
+    better[tried] = found.scores[tried]
+    return better
+
+
+def test_beautified_predictions_with_metrics_that_follow_from_them_are_refused(tracker: Tracker, made: Made) -> None:
+    run = made.runs["good"]
+    rewrite(tracker, run, "test-dev", scores=beautified(tracker, run))
+    found = ask(tracker, run)
+    assert failed(found) == ["predictions"] and "other scores" in found.refusal().message, found.gates
+
+
+def test_predictions_with_other_labels_groups_or_pictures_than_the_data_are_refused(
+    tracker: Tracker, made: Made
+) -> None:
+    run = made.runs["good"]
+    honest = stored_predictions(tracker, run)["test-dev"]
+    groups = tuple(str(row) for row in range(len(honest)))
+    rewrite(tracker, run, "test-dev", groups=groups, names=tuple(f"new/{name}" for name in honest.names))
+    assert "pictures without a prediction" in ask(tracker, run, explain=True).refusal().message
+    rewrite(tracker, run, "test-dev", names=honest.names)
+    assert "another group" in ask(tracker, run, explain=True).refusal().message
+    rewrite(tracker, run, "test-dev", groups=honest.groups, labels=(honest.scores >= 0.5).astype(np.int64))
+    found = ask(tracker, run, explain=True)
+    assert "predictions" in failed(found) and "another label" in found.refusal().message
+
+
+def test_a_split_whose_predictions_were_removed_is_missed(tracker: Tracker, made: Made) -> None:
+    run = made.runs["good"]
+    (tracker.download(run, "predictions") / "val.csv").unlink()
+    found = ask(tracker, run)
+    assert "metrics" in failed(found) and "val was scored and has no stored predictions" in found.refusal().message
+    other = made.runs["other"]
+    tracker.open_run(other).set_tags({"dftrack.tests_opened": "test-dev, test-hard"})
+    found = ask(tracker, other)
+    assert failed(found) == ["metrics"] and "test-hard was scored" in found.refusal().message
+    third = made.runs["twin"]
+    tracker.open_run(third).log_json({"counts": {"train": {}, "val": {}, "test-far": {}}}, "data.json")
+    assert ask(tracker, third, explain=True).outcome == "allowed", "a split that was never scored is not missed"
+    tracker.open_run(third).log_metrics({"interval/test-far/roc_auc/low": 0.4})
+    assert "test-far was scored" in ask(tracker, third).refusal().message
+
+
+def test_the_floor_is_held_against_what_the_val_predictions_give(tracker: Tracker, made: Made) -> None:
+    run = made.runs["good"]
+    tracker.open_run(run).log_metrics({"val/roc_auc": 1.0, "shortcut/roc_auc": 0.999})
+    assert "shortcut floor" in failed(ask(tracker, run))
 
 
 class Harmful:
@@ -263,10 +328,10 @@ def test_a_run_whose_pictures_are_gone_or_have_changed_is_refused(
     changed = faces / "test-dev" / "real" / "test-dev-real-000.jpg"
     shutil.copy(faces / "test-dev" / "real" / "test-dev-real-001.jpg", changed)
     found = ask(tracker, run, explain=True)
-    assert failed(found) == ["round trip"] and "have changed" in found.gates[-1].found
+    assert failed(found) == ["predictions", "round trip"] and "have changed" in found.gates[-1].found
     shutil.rmtree(faces)
     found = ask(tracker, run, explain=True)
-    assert failed(found) == ["round trip"], "a run that nobody can try again was let pass"
+    assert failed(found) == ["predictions", "round trip"], "a run that nobody can try again was let pass"
 
 
 def test_a_champion_of_other_data_is_judged_again_on_the_new_pictures(
