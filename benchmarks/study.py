@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from material import open_faces
@@ -90,11 +90,15 @@ def plain_optuna(search: Search, seed: int) -> tuple[int, float]:
 def ray_tune(search: Search, seed: int) -> tuple[int, float]:
     """Random search with ASHA on this machine, one trial at a time. Returns epochs and the winner's AUC."""
     import ray
+    import study as this  # by the name under which Ray's own processes can import it
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
+    plain = asdict(search)
+
     def trainable(parameters: dict[str, float]) -> None:
-        train(search, parameters, lambda epoch, auc: tune.report({"auc": auc, "epoch": epoch}))
+        again = this.Search(**plain)
+        this.train(again, parameters, lambda epoch, auc: tune.report({"auc": auc, "epoch": epoch}))
 
     cores = len(os.sched_getaffinity(0))
     packages = os.pathsep.join(filter(None, sys.path))
@@ -115,6 +119,8 @@ def ray_tune(search: Search, seed: int) -> tuple[int, float]:
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         )
         results = tuner.fit()
+        if results.errors:
+            raise RuntimeError(f"a trial of Ray Tune failed: {results.errors[0]}")
         ended = [result.metrics for result in results]
         ray.shutdown()
     whole = [found["auc"] for found in ended if found["epoch"] == search.epochs] or [found["auc"] for found in ended]
