@@ -28,6 +28,7 @@ class Candidate:
     folder: Path | None  # of the whole logged model
     problems: tuple[str, ...]  # what is wrong with the files of the model
     detector: Detector | None  # None if the files are not fit to be loaded
+    content: str | None = None  # sha256 of all files of the model together
 
     @property
     def threshold(self) -> float:
@@ -68,9 +69,11 @@ def look_at(tracker: Tracker, run: str) -> Candidate:
         folder = tracker.model_folder(record.run_id)
     except StoreError as error:
         return Candidate(record, predictions, None, (error.message,), None)
-    problems = tuple(file_problems(folder, tracker.model_digest(record.run_id)))
+    kept = tracker.model_digest(record.run_id)
+    problems = tuple(file_problems(folder, kept))
     detector = None if problems else Detector.load(folder / logged_model.FOLDER)
-    return Candidate(record, predictions, folder, problems, detector)
+    content = kept or logged_model.content_digest(folder)
+    return Candidate(record, predictions, folder, problems, detector, content)
 
 
 def look_at_champion(tracker: Tracker, model: str, alias: str) -> Champion | None:

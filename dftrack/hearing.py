@@ -14,7 +14,7 @@ from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.metrics import summarise
 from dftrack.learning.statistics import Paired
-from dftrack.model_files import file_problems
+from dftrack.resolving import version_problems
 from dftrack.scored import aligned
 from dftrack.tracking import Tracker
 from dftrack.verification import verify
@@ -119,7 +119,7 @@ def _stored(ours: Candidate, champion: Champion, split: str) -> Predictions | No
 def _judged_again(tracker: Tracker, ours: Candidate, champion: Champion, pictures: Pictures) -> dict[str, Predictions]:
     """The champion's scores of our test pictures, in our order. Raises DftrackError if that cannot be done."""
     folder = tracker.registered(champion.version.name).model_folder(champion.version)
-    if problems := file_problems(folder, None):
+    if problems := version_problems(tracker, champion.version):
         raise DetectorError(f"{champion.version}: {problems[0]}")
     detector = Detector.load(folder / logged_model.FOLDER)
     data = pictures.at(detector.image_size)

@@ -1,6 +1,7 @@
 """Use a recorded model on pictures that nobody has labelled: score them, show where the model looked."""
 
 import base64
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from dftrack.learning import figures
 from dftrack.learning.detector import Detector, Verdict
 from dftrack.learning.explain import gradcam_row
 from dftrack.learning.figures import PanelRow
-from dftrack.registry import resolve_model
+from dftrack.resolving import resolve_model
 from dftrack.tracking import open_tracker
 
 PANEL_ROWS = 16  # pictures in one Grad-CAM panel
+NAME_BYTES = 180  # of a panel's own name: file systems take 255, and a name while writing is longer than that after
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".svg", ".pdf")  # what a panel cannot be
 
 
@@ -96,7 +98,10 @@ class Panels:
         self._names: set[str] = set()
 
     def add(self, judged: Judged) -> Path | None:
-        """Explain one verdict; returns where it can be seen: None for an unreadable picture, or one too many."""
+        """Explain one verdict; returns where it can be seen: None for an unreadable picture, or one too many.
+
+        Raises DftrackError if this one cannot be explained or written; the next one may.
+        """
         verdict, name = judged.verdict, Path(judged.verdict.name).name
         if verdict.score is None or (self._together and len(self._kept) == PANEL_ROWS):
             return None
@@ -124,6 +129,8 @@ class Panels:
 
     def _name(self, name: str) -> str:
         """A file name of its own for each picture, also where folders hold files of the same name."""
+        while len(os.fsencode(name)) > NAME_BYTES:
+            name = name[:-1]
         number, chosen = 1, f"{name}.png"
         while chosen in self._names:
             number += 1

@@ -72,9 +72,14 @@ class Registered:
         """All versions, the newest first."""
         found: list[ModelVersion] = []
         token = None
+        mark = '"' if "'" in self.name else "'"
+        if mark in self.name:
+            raise StoreError(f"there is no model {self.name!r}", "dftrack promote --model NAME gives a name")
         while True:
             with speaking(self._connection.uri):
-                page = self._client.search_model_versions(f"name = '{self.name}'", max_results=1000, page_token=token)
+                page = self._client.search_model_versions(
+                    f"name = {mark}{self.name}{mark}", max_results=1000, page_token=token
+                )
             found += page
             token = page.token
             if not token:

@@ -1,4 +1,4 @@
-"""Which model is the released one: a name of a model resolved to its files; a run promoted when it earns it."""
+"""Which model is the released one: a run is promoted when it earns it, and a promotion can be taken back."""
 
 import json
 import re
@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -19,14 +18,12 @@ from dftrack.errors import PromotionRefused, SettingError, StoreError, require
 from dftrack.gates import Gate, Limits
 from dftrack.hearing import judge
 from dftrack.learning import metrics
-from dftrack.model_files import file_problems
 from dftrack.registered import Registered, Version
+from dftrack.resolving import ALIAS, MODEL, Resolved, resolve_model, version_problems
 from dftrack.runtime import user_name
 from dftrack.tracking import Tracker
 
-MODEL, ALIAS = "dftrack", "champion"
-_ALIASED = re.compile(r"(?:models:/)?(?P<name>[^/@]+)@(?P<alias>[^/@]+)")
-_NUMBERED = re.compile(r"(?:models:/)?(?P<name>[^/@]+)/(?:v(?:ersion )?)?(?P<number>[0-9]{1,9})")
+__all__ = ["ALIAS", "MODEL", "Promotion", "Request", "Resolved", "Rollback", "promote", "resolve_model", "rollback"]
 
 # Tags of a version.
 PROMOTION = "dftrack.promotion"  # pending, done
@@ -35,61 +32,8 @@ REPLACES = "dftrack.replaces"  # the number of the version that the alias pointe
 TARGET = "dftrack.alias"  # for which it was made
 LOCK_SECONDS = 1800.0  # a champion may have to be judged again on many pictures
 NAMES = re.compile(r"[A-Za-z0-9][\w .-]{0,99}")
+ALIASES = re.compile(r"[A-Za-z0-9][\w-]{0,99}")  # MLflow takes no others, and says so only when it is to move one
 RESERVED = re.compile(r"latest|v\d+", re.IGNORECASE)  # MLflow's own
-
-
-class Resolved(NamedTuple):
-    """What a reference to a model means."""
-
-    folder: Path  # for Detector.load
-    run_id: str
-    described: str  # for a person: "dftrack@champion (version 3)", "run 0a1b2c3d4e5f (baseline)"
-
-
-def resolve_model(tracker: Tracker, reference: str | None = None) -> Resolved:
-    """The model that `reference` means: NAME@alias, NAME/3, or a run id or its beginning.
-
-    None or "": the champion of the model "dftrack" if there is one, else the newest finished baseline.
-    Raises StoreError if there is no such model, or its files are gone.
-    """
-    if not reference:
-        champion = tracker.registered(MODEL).at(ALIAS)
-        if champion is not None:
-            return _of_version(tracker, champion, f"{MODEL}@{ALIAS} (version {champion.number})")
-        return _of_run(tracker, tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id)
-    if aliased := _ALIASED.fullmatch(reference.strip()):
-        name, alias = aliased["name"], aliased["alias"]
-        version = tracker.registered(name).at(alias)
-        if version is None:
-            known = [f"{name}@{other}" for other in sorted(tracker.registered(name).aliases())]
-            raise StoreError(
-                f"no version of the model {name!r} is called {alias!r}",
-                f"known: {', '.join(f'{name}@{other}' for other in known)}"
-                if known
-                else "dftrack promote RUN makes one",
-            )
-        return _of_version(tracker, version, f"{name}@{alias} (version {version.number})")
-    if numbered := _NUMBERED.fullmatch(reference.strip()):
-        name, number = numbered["name"], int(numbered["number"])
-        version = tracker.registered(name).number(number)
-        if version is None:
-            known_numbers = [str(other.number) for other in tracker.registered(name).versions()]
-            raise StoreError(
-                f"the model {name!r} has no version {number}",
-                f"it has {', '.join(known_numbers)}" if known_numbers else "dftrack promote RUN makes one",
-            )
-        return _of_version(tracker, version, str(version))
-    return _of_run(tracker, reference)
-
-
-def _of_version(tracker: Tracker, version: Version, described: str) -> Resolved:
-    folder = tracker.registered(version.name).model_folder(version) / logged_model.FOLDER
-    return Resolved(folder, version.run_id, described)
-
-
-def _of_run(tracker: Tracker, reference: str) -> Resolved:
-    record = tracker.find_run(reference)
-    return Resolved(tracker.detector_folder(record.run_id), record.run_id, f"run {record.run_id[:12]} ({record.name})")
 
 
 # ---- promoting
@@ -192,6 +136,9 @@ def _judged(tracker: Tracker, request: Request, progress: Progress | None) -> tu
     champion = look_at_champion(tracker, request.model, request.alias)
     run_id, previous = ours.record.run_id, champion.version.number if champion else None
     if champion is not None and champion.version.run_id == run_id:
+        if problems := version_problems(tracker, champion.version):
+            changed = (gates.files_whole(problems),)
+            return Promotion("refused", run_id, request.model, request.alias, changed, None, previous), ours
         return Promotion("already", run_id, request.model, request.alias, (), previous, previous), ours
     found = tuple(judge(tracker, ours, champion, request.limits, progress))
     passes = gates.allowed(found) or (
@@ -216,6 +163,8 @@ def _tags(request: Request, ours: Candidate, found: Promotion) -> dict[str, str]
         "dftrack.gates": json.dumps({gate.name: _outcome(gate) for gate in found.gates}),
         "dftrack.report": f"runs:/{found.run_id}/report/evaluation.html",
     }
+    if ours.content:
+        tags[logged_model.CONTENT_TAG] = ours.content
     tags |= {f"dftrack.auc.{split}": f"{auc:.4f}" for split, auc in aucs.items() if auc is not None}
     if failed := [gate.name for gate in found.gates if gate.passed is False]:
         tags |= {"dftrack.override": request.override, "dftrack.overridden": ", ".join(failed)}
@@ -254,9 +203,8 @@ def rollback(
         present = registered.at(alias)
         if present is None:
             raise PromotionRefused(f"{model}@{alias} points at no version", "dftrack promote RUN makes one")
-        before = _before(registered, present)
-        folder = registered.model_folder(before)
-        if problems := file_problems(folder, None):
+        before = _before(registered, present, alias)
+        if problems := version_problems(tracker, before):
             raise PromotionRefused(
                 f"{before}, which was there before, cannot be used: {problems[0]}", "promote another run instead"
             )
@@ -267,8 +215,13 @@ def rollback(
         return Rollback(model, alias, present.number, before.number, before.run_id)
 
 
-def _before(registered: Registered, present: Version) -> Version:
+def _before(registered: Registered, present: Version, alias: str) -> Version:
     replaced = present.tags.get(REPLACES, "")
+    if (made_for := present.tags.get(TARGET, alias)) != alias:
+        raise PromotionRefused(
+            f"nobody knows what was before {present}: it was promoted as {made_for}, and somebody let {alias} point at it",
+            "promote another run instead",
+        )
     if replaced == "none":
         raise PromotionRefused(f"there is nothing before {present}: it was the first", "promote another run instead")
     if not replaced.isdecimal():
@@ -321,9 +274,10 @@ def _alone(tracker: Tracker, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _check_names(model: str, alias: str) -> None:
-    for option, name in (("--model", model), ("--alias", alias)):
-        if not NAMES.fullmatch(name):
-            raise SettingError(f"{option} {name!r} is not a name", "letters, digits, and - _ . inside, at most 100")
+    if not NAMES.fullmatch(model):
+        raise SettingError(f"--model {model!r} is not a name", "letters, digits, and - _ . inside, at most 100")
+    if not ALIASES.fullmatch(alias):
+        raise SettingError(f"--alias {alias!r} is not a name", "letters, digits, and - _ inside, at most 100")
     if RESERVED.fullmatch(alias):
         raise SettingError(f"--alias {alias!r} is a name that MLflow keeps for itself", "for example champion")
 

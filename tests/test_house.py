@@ -65,6 +65,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "dftrack.gates",
             "dftrack.candidate",
             "dftrack.hearing",
+            "dftrack.resolving",
             "dftrack.evidence",
             "dftrack.model_files",
             "dftrack.export",

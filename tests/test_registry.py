@@ -17,7 +17,7 @@ import torch
 
 from dftrack import logged_model, registered, registry
 from dftrack.data.cache import DataSet
-from dftrack.errors import PromotionRefused, SettingError, StoreError
+from dftrack.errors import DetectorError, PromotionRefused, SettingError, StoreError
 from dftrack.gates import Gate, Limits
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import report
@@ -360,7 +360,16 @@ def test_an_override_promotes_and_is_recorded(tracker: Tracker, made: Made) -> N
 
 
 @pytest.mark.parametrize(
-    "names", [{"model": "a/b"}, {"model": ""}, {"alias": "latest"}, {"alias": "v3"}, {"alias": "a@b"}]
+    "names",
+    [
+        {"model": "a/b"},
+        {"model": ""},
+        {"alias": "latest"},
+        {"alias": "v3"},
+        {"alias": "a@b"},
+        {"alias": "a.b"},
+        {"alias": "my alias"},
+    ],
 )
 def test_names_that_mlflow_would_refuse_are_refused_before_any_work(names: dict[str, str]) -> None:
     with pytest.raises(SettingError):
@@ -401,6 +410,44 @@ def test_rollback_to_a_damaged_or_deleted_version_is_refused(tracker: Tracker, m
     assert champion(tracker) == 2
 
 
+def retouch(tracker: Tracker, number: int) -> None:
+    """Change the weights of a version as somebody would who knows the files: every hash in them fits again."""
+    folder = tracker.registered("dftrack").model_folder(tracker.registered("dftrack").number(number)) / "artifacts"
+    detector = Detector.load(folder)
+    with torch.no_grad():
+        detector.model.fc2.bias.add_(0.5)
+    detector.save(folder)
+
+
+def test_a_version_whose_files_were_changed_is_not_used_compared_with_or_gone_back_to(
+    tracker: Tracker, made: Made
+) -> None:
+    for name in ("good", "twin"):
+        ask(tracker, made.runs[name])
+    retouch(tracker, 1)
+    with pytest.raises(PromotionRefused, match="not those that were logged"):
+        rollback(tracker)
+    retouch(tracker, 2)
+    for reference in (None, "dftrack@champion", "dftrack/1"):
+        with pytest.raises(DetectorError, match="not what was released"):
+            resolve_model(tracker, reference)
+    again = ask(tracker, made.runs["twin"])
+    assert again.outcome == "refused" and failed(again) == ["files"], "a changed champion was called the champion"
+    (tracker.download(made.runs["twin"], "predictions") / "test-dev.csv").unlink()  # so that it is judged again
+    found = ask(tracker, made.runs["triplet"])
+    assert "same data" in failed(found) and "not those that were logged" in found.refusal().message
+    assert champion(tracker) == 2
+
+
+def test_what_another_alias_replaced_is_not_what_this_one_goes_back_to(tracker: Tracker, made: Made) -> None:
+    for name in ("good", "twin"):
+        ask(tracker, made.runs[name], alias="staging")
+    tracker.registered("dftrack").set_alias("champion", 2)
+    with pytest.raises(PromotionRefused, match="promoted as staging"):
+        rollback(tracker)
+    assert rollback(tracker, alias="staging").version == 1
+
+
 def test_an_alias_that_somebody_else_set_has_no_known_past(tracker: Tracker, made: Made) -> None:
     run = made.runs["good"]
     version = tracker.registered("dftrack").create(run, key="by hand", tags={})
@@ -423,6 +470,12 @@ def test_a_model_is_found_by_alias_number_and_run(tracker: Tracker, made: Made) 
     assert resolve_model(tracker, other).run_id == other
     for wrong in ("dftrack@nobody", "dftrack/9", "other@champion", "xyz"):
         with pytest.raises(StoreError):
+            resolve_model(tracker, wrong)
+    with pytest.raises(StoreError) as caught:
+        resolve_model(tracker, "dftrack@nobody")
+    assert caught.value.hint == "known: dftrack@champion"
+    for wrong in ("it's/3", "it's@champion", 'it\'s "so"/3'):
+        with pytest.raises(StoreError, match=r"no version 3|is called 'champion'|there is no model"):
             resolve_model(tracker, wrong)
 
 
