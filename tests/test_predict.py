@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from dftrack.config import Config, ModelConfig, flatten, vary
 from dftrack.data.faces import FaceFinder
 from dftrack.data.named import find_pictures
-from dftrack.errors import DataError
+from dftrack.errors import DataError, DetectorError
 from dftrack.learning.detector import Detector, Verdict
 from dftrack.learning.model import build_model
 from dftrack.render_verdicts import COLUMNS, rows_to
@@ -179,6 +180,54 @@ def test_heat_maps_go_into_a_folder_one_each_or_into_one_file(
     refused(said, 2, "writes PNG")
 
 
+def test_a_map_that_cannot_be_written_is_told_in_its_row_and_all_others_are_there(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path
+) -> None:
+    [path] = make_pictures(tmp_path / "a", 1)
+    names = [tmp_path / "a" / f"{'é' * 124}{end}.jpg" for end in ("ab", "ac", "ad")]  # 254 bytes
+    for name in names:
+        name.write_bytes(path.read_bytes())
+    why = tmp_path / "why"
+    (why / f"{'é' * 90}-2.png").mkdir(parents=True)  # in the way of one of them
+    said = dftrack("predict", path, *names, "--store", store, "--json", "--gradcam", why)
+    refused(said, 4, "1 heat maps could not be made")
+    told = json.loads(said.out)
+    assert told["complete"] and [row["status"] for row in told["pictures"]] == ["ok"] * 4
+    maps = [row.get("heat_map") for row in told["pictures"]]
+    assert len({*maps}) == 4 and all(Path(place).is_file() for place in maps if place)
+    assert [row["reason"][:27] for row in told["pictures"]] == ["", "", "no heat map: cannot write " + str(why)[:1], ""]
+
+
+def test_rows_are_one_object_also_if_the_network_fails_in_between(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(detector: Detector, sources: list[Path]) -> Iterator[Verdict]:
+        yield Verdict("a.jpg", 0.25, "real", "ok", "")
+        raise DetectorError("the network gives no finite score for 1 pictures")
+
+    monkeypatch.setattr(Detector, "judge", judge)
+    said = dftrack("predict", "a.jpg", "b.jpg", "--store", store, "--json")
+    refused(said, 8, "no finite score")
+    told = json.loads(said.out)
+    assert [row["file"] for row in told["pictures"]] == ["a.jpg"] and told["complete"] is False
+
+
+def test_a_request_to_stop_is_carried_out_after_the_picture_at_hand(
+    dftrack: Terminal, released: Detector, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judge(detector: Detector, sources: list[Path]) -> Iterator[Verdict]:
+        for number in range(3):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield Verdict(f"{number}.jpg", 0.25, "real", "ok", "")
+
+    monkeypatch.setattr(Detector, "judge", judge)
+    said = dftrack("predict", "a.jpg", "b.jpg", "c.jpg", "--store", store, "--json")
+    assert said.code == 143 and "stopped." in said.err and "goes on" not in said.err
+    told = json.loads(said.out)
+    assert [row["file"] for row in told["pictures"]] == ["0.jpg", "1.jpg"] and told["complete"] is False
+
+
 class OneFace:
     """Stands in for OpenCV: the bright square is the face."""
 
@@ -234,6 +283,7 @@ def test_contradicting_options_are_refused(dftrack: Terminal, store: Path) -> No
     refused(dftrack("predict", "x.jpg", "--model", "none@champion", "--store", store), 4, "none")
 
 
+@pytest.mark.slow
 def test_rows_come_while_later_pictures_are_still_to_be_judged_and_sigterm_ends_it_between_two(
     released: Detector, store: Path, tmp_path: Path
 ) -> None:

@@ -18,8 +18,8 @@ Model = Annotated[
 @app.command(
     epilog="Example: dftrack predict holiday/ 'more/**/*.jpg' --csv > scores.csv  ·  Exit codes: 0 every picture was "
     "scored, 1 a library is missing or nobody reads the rows, 2 option, 3 some pictures could not be read (their rows "
-    "say why, all others are complete) or none was found, 4 store or no such model, 8 damaged model, 130 Ctrl-C, "
-    "143 SIGTERM."
+    "say why, all others are complete) or none was found, 4 store, no such model or a heat map that "
+    "cannot be written, 8 damaged model, 130 Ctrl-C, 143 SIGTERM."
 )
 def predict(
     pictures: Annotated[
@@ -45,10 +45,12 @@ def predict(
 
     A row a picture on standard output, as they come.
     """
+    from dataclasses import replace
+
     from dftrack import render
     from dftrack.data.faces import FaceFinder
     from dftrack.data.named import find_pictures
-    from dftrack.errors import DataError, Interrupted, SettingError
+    from dftrack.errors import DataError, DftrackError, Interrupted, SettingError, StoreError
     from dftrack.judging import Panels, fetch_detector, judge_files
     from dftrack.render_verdicts import JudgingScreen, rows_to
     from dftrack.runtime import catch_stop_requests
@@ -65,32 +67,42 @@ def predict(
     found = dict.fromkeys(("fake", "real", *(["no face"] if faces else []), "unreadable"), 0)
     for note in named.notes:
         render.say(f"note: {note}")
+    without_map = 0
+    about: dict[str, object] = {
+        "model": described,
+        "run_id": run_id,
+        "threshold": detector.threshold,
+        "temperature": detector.temperature,
+        "counts": found,
+        "notes": list(named.notes),
+    }
     with catch_stop_requests() as stop, JudgingScreen(None if faces else len(named.paths)) as screen:
-        for judged in judge_files(detector, named.paths, finder):
-            heat_map = panels.add(judged) if panels else None
-            rows.add(judged.verdict, str(heat_map) if heat_map else None, judged.face)
-            found[judged.verdict.verdict or judged.verdict.status] += 1
-            screen.advance()
-            if stop.exit_code is not None:
-                raise Interrupted(stop.exit_code, goes_on=False)
+        try:
+            for judged in judge_files(detector, named.paths, finder):
+                verdict, heat_map = judged.verdict, None
+                try:
+                    heat_map = panels.add(judged) if panels else None
+                except DftrackError as error:
+                    verdict = replace(verdict, reason=f"no heat map: {error.message}")
+                    without_map += 1
+                rows.add(verdict, str(heat_map) if heat_map else None, judged.face)
+                found[verdict.verdict or verdict.status] += 1
+                screen.advance()
+                if stop.exit_code is not None:
+                    raise Interrupted(stop.exit_code, goes_on=False)
+        except (DftrackError, Interrupted):  # what was judged until now can be read
+            rows.finish({**about, "complete": False, "images_per_second": screen.images_per_second})
+            raise
         speed = screen.images_per_second
-    rows.finish(
-        {
-            "model": described,
-            "run_id": run_id,
-            "threshold": detector.threshold,
-            "temperature": detector.temperature,
-            "counts": found,
-            "notes": list(named.notes),
-            "images_per_second": speed,
-        }
-    )
+    rows.finish({**about, "complete": True, "images_per_second": speed})
     told = ", ".join(f"{count:,} {word}" for word, count in found.items())
     render.say(f"{described}, fake from {detector.threshold:g} on: {told} ({speed:.1f} images/s)")
     if detector.temperature is None:
         render.say("this model was not calibrated: P(fake) orders pictures, but is no probability")
     if panels:
         panels.finish()
+    if without_map:
+        raise StoreError(f"{without_map:,} heat maps could not be made", "their rows say why; all scores count")
     if bad := found["unreadable"]:
         raise DataError(
             f"{bad:,} of {len(named.paths):,} pictures could not be read", "their rows above say why; all others count"
