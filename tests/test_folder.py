@@ -1,5 +1,6 @@
 """Every layout is read the same way: fake is 1, splits have their names, groups stay on one side."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,33 @@ def test_a_folder_below_a_class_is_a_group(tmp_path: Path) -> None:
         by_group.setdefault(picture.group, set()).add(picture.split)
     assert len(by_group) == 40
     assert all(len(splits) == 1 for splits in by_group.values()), "frames of one video lie on both sides"
+
+
+def test_a_pipe_that_is_called_like_a_picture_is_none(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.jpg", "fake/a.jpg")
+    os.mkfifo(tmp_path / "real" / "pipe.png")
+    (tmp_path / "real" / "gone.png").symlink_to(tmp_path / "nowhere")
+    assert sorted(labels(read_folder(tmp_path))) == ["fake/a.jpg", "real/a.jpg", "real/gone.png"]
+
+
+def test_links_to_folders_are_followed_each_folder_once_and_in_no_circle(tmp_path: Path) -> None:
+    touch(tmp_path, "set/real/ann/1.jpg", "set/fake/ann/1.jpg", "elsewhere/bob/2.jpg", "elsewhere/bob/deep/3.jpg")
+    real = tmp_path / "set" / "real"
+    for name, target in {
+        "Bob": tmp_path / "elsewhere" / "bob",
+        "also-bob": tmp_path / "elsewhere" / "bob",
+        "aaa": real / "ann",
+        "circle": real,
+        "up": tmp_path / "set",  # holds the fakes
+        "gone": tmp_path / "nowhere",
+        "self": real / "self",
+    }.items():
+        (real / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "bob" / "back").symlink_to(tmp_path)
+    listing = read_folder(tmp_path / "set")
+    assert labels(listing) == {
+        "real/ann/1.jpg": REAL, "real/Bob/2.jpg": REAL, "real/Bob/deep/3.jpg": REAL, "fake/ann/1.jpg": FAKE
+    }  # fmt: skip
 
 
 def test_flat_folders_are_split_by_a_hash_that_never_moves_a_picture(tmp_path: Path) -> None:

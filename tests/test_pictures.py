@@ -1,6 +1,7 @@
 """Every way a file can store a picture comes out as the same RGB; every file that is no such picture is refused."""
 
 import io
+import os
 import struct
 import tracemalloc
 import zlib
@@ -183,6 +184,9 @@ def test_text_and_nothing_are_refused(tmp_path: Path) -> None:
         decode(Path("a\0b.png"))
     with pytest.raises(PictureError, match="directory"):
         decode(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(PictureError, match="not a regular file"):
+        decode(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

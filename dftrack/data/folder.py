@@ -57,6 +57,7 @@ def read_folder(path: Path) -> Listing:
         Without a group, a picture is its own group.
     split folders: {train,val,test*}/{real,fake}/ in any case or with the usual other names. A folder below a class
         (a video, a person) is a group; else pictures of one split that share a file name without suffix are.
+        Links to folders are followed, each folder once.
     class folders: {real,fake}/, split here by a hash of the group (70 % train, 15 % val, 15 % test): the same group
         goes the same way on every machine, whatever is added later. Groups as above.
     Raises DataError if nothing fits, a class folder is empty, or a group lies on two sides of train | val | test.
@@ -261,16 +262,44 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Every picture below the folder by its suffix, hidden ones apart."""
+    """Every picture below the folder by its suffix, hidden ones apart; a pipe or device is none, whatever its name.
 
-    def refuse(error: OSError) -> None:
-        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}") from error
+    Links to folders are followed, as class folders may be links too. Each real folder counts once, by its own name
+    where it has one here; a link to a folder that holds this one is a circle, and not followed.
+    """
+    home = folder.resolve()
+    around = {str(home), *map(str, home.parents)}
+    seen: set[str] = set()
+    waiting, links = [str(folder)], list[str]()
+    while waiting or links:
+        place = waiting.pop() if waiting else links.pop(0)  # links last
+        real = os.path.realpath(place)
+        if real in seen or (real in around and place != str(folder)):
+            continue
+        seen.add(real)
+        for entry in _listed(place):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append(entry.path)
+            elif _is_picture(entry):
+                yield Path(entry.path)
 
-    for place, _, names in os.walk(folder, onerror=refuse):
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in SUFFIXES | FOREIGN_SUFFIXES and not name.startswith("."):
-                yield Path(place, name)
+
+def _listed(place: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(place) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"cannot read the folder {place}: {error.strerror}") from error
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    wanted = suffix in SUFFIXES | FOREIGN_SUFFIXES and not entry.name.startswith(".")
+    if not wanted or entry.is_file(follow_symlinks=False):
+        return wanted
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)  # a broken link is told as what it is
 
 
 # ---- both

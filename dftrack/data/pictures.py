@@ -1,6 +1,8 @@
 """One picture: from a JPEG, PNG or WebP file to the same RGB numbers, whatever way the file stores them."""
 
 import io
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,9 +80,14 @@ def count_pixels(content: bytes) -> int:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read."""
+    """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read.
+
+    A pipe or device is refused: whoever read it might wait for ever.
+    """
     try:
-        with open(path, "rb") as handle:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as handle:
+            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+                raise PictureError("not a regular file but a pipe or a device")
             content = handle.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise PictureError(getattr(error, "strerror", None) or str(error)) from error
