@@ -1,6 +1,5 @@
 """A recorded model held against any data set, as a run of its own: `dftrack evaluate`."""
 
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,10 @@ from typing import cast
 
 from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
-from dftrack.dossier import EVALUATION
-from dftrack.errors import DataError, SettingError, StoreError
+from dftrack.data.parallel import spread
+from dftrack.data.sources import find_pictures
+from dftrack.errors import DataError, SettingError
+from dftrack.files import sha256
 from dftrack.learning.assessment import Assessment, Chosen, Progress, choose
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
@@ -24,12 +25,13 @@ from dftrack.recording import (
     record_judgement,
     record_start,
 )
-from dftrack.registry import Resolved, resolve_model
+from dftrack.registry import resolve_model
 from dftrack.runtime import pick_device
+from dftrack.scored import EVALUATED_TAG, decided_by
 from dftrack.tracking import Run, Tracker
 
 KIND = "evaluation"
-EVALUATED_TAG = "dftrack.evaluated_run"  # the run whose model it is
+SEEN_TAG = "dftrack.trained_on"  # how many of the pictures the model was trained on; absent if none
 NO_CHOICE = Chosen(None, {}, {"temperature": "no val split decided it"})
 
 
@@ -53,6 +55,7 @@ class Evaluated:
     reports: tuple[Report, ...]
     floor: float | None  # AUC that the traits of the files alone reach on val; None = not known
     intervals: Mapping[str, Mapping[str, Interval | None]]  # split -> metric
+    notices: tuple[str, ...]  # what a person should know of these data
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> value, as in MLflow. None = undefined."""
@@ -67,6 +70,7 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     data = _open(detector, request, store, progress)
     names = _splits(data, request.splits)
     settings: dict[str, Value] = {"data.source": data.source, "data.image_size": data.image_size, "run.device": device}
+    seen = _seen(detector, data, names, store)
     run = tracker.start_run(
         f"evaluation of {resolved.described}"[:120],
         key=uuid.uuid4().hex,
@@ -76,16 +80,19 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
             "dftrack.data_digest": data.digest,
             EVALUATED_TAG: resolved.run_id,
             TESTS_OPENED: ", ".join(name for name in names if name not in ("train", "val")),
+            **({SEEN_TAG: str(seen)} if seen else {}),
         },
     )
     try:
         record_start(run, data, opened=names)
-        reports, found = _judge(run, detector, data, names, _chosen(tracker, resolved), device, progress)
+        reports, found = _judge(run, detector, data, names, decided_by(tracker, resolved.run_id), device, progress)
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
         raise
     run.finish("FINISHED")
-    return Evaluated(run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found))
+    return Evaluated(
+        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), _notices(seen)
+    )
 
 
 def _judge(
@@ -114,6 +121,31 @@ def _judge(
     return reports, found
 
 
+def _seen(detector: Detector, data: DataSet, names: Sequence[str], store: Path) -> int | None:
+    """How many of the pictures the model was trained on, by their bytes; None if its data are not there any more."""
+    try:
+        own = find_pictures(str(detector.settings["data.source"]), store)
+    except DataError:
+        return None
+    asked = [path for name in names for path in data.splits[name].paths]
+    sizes = {path.stat().st_size for path in asked}
+    trained = [
+        p.path for p in own.pictures if p.split == "train" and p.path.is_file() and p.path.stat().st_size in sizes
+    ]
+    known = set(spread(sha256, trained))
+    return sum(digest in known for digest in spread(sha256, asked)) if known else 0
+
+
+def _notices(seen: int | None) -> tuple[str, ...]:
+    if seen is None:
+        return ("whether the model was trained on these pictures cannot be told: its data are not there any more",)
+    return (
+        (f"the model was trained on {seen} of these pictures: what it says of them is no measure of skill",)
+        if seen
+        else ()
+    )
+
+
 def _open(detector: Detector, request: Request, store: Path, progress: Progress) -> DataSet:
     """The pictures at the size the network wants: its own data set, or another one, which needs no train."""
     own = str(detector.settings["data.source"])
@@ -136,12 +168,3 @@ def _splits(data: DataSet, wanted: Sequence[str]) -> list[str]:
     if not any(len(data.splits[name].labels) for name in chosen):
         raise DataError(f"there is no picture of {', '.join(chosen)} in {data.source!r}")
     return chosen
-
-
-def _chosen(tracker: Tracker, resolved: Resolved) -> Chosen | None:
-    """What the model's own val decided when it was trained, so that another data set decides nothing."""
-    try:
-        place = tracker.download(resolved.run_id, EVALUATION)
-        return Chosen.from_plain(json.loads(place.read_text())["chosen"])
-    except (StoreError, OSError, ValueError, KeyError):
-        return None

@@ -19,6 +19,7 @@ def show_verification(found: Verification) -> None:
 _VERDICTS = {
     "follows": "follow from the stored predictions",
     "differs": "do not follow",
+    "nothing to show it": "are of a split whose predictions are not there",
     "not to be derived": "rest on more than the predictions: not looked at",
 }
 

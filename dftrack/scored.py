@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from dftrack.errors import MetricError, StoreError
+from dftrack.learning.assessment import Chosen, choose
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.metrics import CLASSES, DEFAULT_THRESHOLD
 from dftrack.tracking import Tracker
+
+EVALUATED_TAG = "dftrack.evaluated_run"  # of an evaluation: the run whose model was judged
 
 
 def stored_predictions(tracker: Tracker, run_id: str) -> dict[str, Predictions]:
@@ -37,6 +40,22 @@ def read_predictions(path: Path, split: str) -> Predictions:
         )
     except (OSError, KeyError, ValueError, TypeError, MetricError) as error:
         raise StoreError(f"{path} does not hold predictions: {error}") from error
+
+
+def decided_by(tracker: Tracker, run_id: str) -> Chosen | None:
+    """What the val predictions of a run decide: temperature and thresholds. None if it stored none of val.
+
+    For an evaluation it is the run whose model was judged that decides, if it can.
+    """
+    judged = tracker.find_run(run_id).tags.get(EVALUATED_TAG)
+    for each in filter(None, (judged, run_id)):
+        try:
+            val = stored_predictions(tracker, each).get("val")
+        except StoreError:
+            continue
+        if val is not None:
+            return choose(val)
+    return None
 
 
 def threshold_of(tracker: Tracker, run_id: str) -> float:

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from dftrack.errors import DataError, SettingError
+from dftrack.learning.assessment import choose
 from dftrack.reassessment import Evaluated, Request, evaluate
+from dftrack.scored import stored_predictions
 from dftrack.tracking import RunRecord, Tracker, open_tracker
 from dftrack.verification import verify
 from tests.released import hard_faces, opened, release_candidate
@@ -101,17 +103,31 @@ def test_a_folder_with_one_class_gives_undefined_not_zero(place: Path, tmp_path:
     assert stored["splits"]["test"]["intervals"]["roc_auc"] is None
 
 
-def test_what_val_decided_at_training_decides_on_other_data(place: Path) -> None:
+def test_what_val_decided_at_training_decides_on_other_data(
+    place: Path, tmp_path: Path
+) -> None:
     tracker = open_tracker(place / "store")
     judged = tracker.latest_run(tags={"dftrack.kind": "baseline"})
-    decided = {"temperature": 7.5, "thresholds": {"best F1 on val": 0.321}, "reasons": {}}
-    tracker.open_run(judged.run_id).log_json({"chosen": decided}, "evaluation.json")
-    found = run(place, splits=("test-dev",))
+    decided = choose(stored_predictions(tracker, judged.run_id)["val"])
+    shutil.copytree(place / "faces" / "test-dev", tmp_path / "other" / "test")
+    found = run(place, source=str(tmp_path / "other"))
     stored = json.loads(tracker.download(found.run_id, "evaluation.json").read_text())
-    assert stored["chosen"] == decided
-    points = {point["name"]: point["threshold"] for point in stored["splits"]["test-dev"]["operating"]}
-    assert points == {"fixed": 0.5, "best F1 on val": 0.321}
-    assert list(found.reports[0].metrics) and [report.split for report in found.reports] == ["test-dev"]
+    assert stored["chosen"]["temperature"] == pytest.approx(decided.temperature)
+    assert [report.split for report in found.reports] == ["test"]
+    again = verify(tracker, found.run_id)
+    assert again.holds, again.faults
+
+
+def test_pictures_that_the_model_was_trained_on_are_counted_whatever_their_names(place: Path, tmp_path: Path) -> None:
+    for label in ("real", "fake"):
+        (tmp_path / "seen" / "test" / label).mkdir(parents=True)
+        for number, picture in enumerate(sorted((place / "faces" / "train" / label).iterdir())[:3]):
+            shutil.copy(picture, tmp_path / "seen" / "test" / label / f"new-{number}.jpg")
+    found = run(place, source=str(tmp_path / "seen"))
+    assert found.notices == (
+        "the model was trained on 6 of these pictures: what it says of them is no measure of skill",
+    )
+    assert open_tracker(place / "store").find_run(found.run_id).tags["dftrack.trained_on"] == "6"
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(place: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dftrack.errors import StoreError
+from dftrack.errors import SettingError, StoreError
 from dftrack.tracking import Run, Tracker, open_tracker
 from dftrack.verification import check_published, verify
 from tests.released import Recipe, record, scored
@@ -88,3 +88,31 @@ def test_the_corrected_table_can_be_and_implies_its_share_of_fakes() -> None:
     assert dev.share_fake is not None and dev.share_fake.value == pytest.approx(0.578, abs=5e-4)
     challenge = check_published({"accuracy": 0.8278, "precision": 0.8918, "recall": 0.8014, "f1": 0.8441})
     assert challenge.contradictions == ()
+
+
+def test_numbers_of_a_split_whose_predictions_are_gone_are_not_taken_for_proven(tracker: Tracker) -> None:
+    run = recorded(tracker)
+    tracker.download(run.run_id, "predictions/test-dev.csv").unlink()
+    found = verify(tracker, run.run_id)
+    assert not found.holds
+    assert {claim.verdict for claim in found.claims if claim.name.startswith("test-dev/")} == {"nothing to show it"}
+
+
+def test_a_number_that_is_not_there_any_more_is_missed(tracker: Tracker) -> None:
+    run = recorded(tracker, metrics={"test-dev/roc_auc": None})
+    tracker.open_run(run.run_id).set_tags({"dftrack.undefined": ""})
+    [claim] = verify(tracker, run.run_id).faults
+    assert (claim.name, claim.logged) == ("test-dev/roc_auc", None)
+
+
+def test_a_file_that_says_other_numbers_is_noticed(tracker: Tracker) -> None:
+    run = recorded(tracker)
+    stored = {"splits": {"test-dev": {"metrics": {"roc_auc": 0.999}}}, "chosen": {"temperature": None}}
+    tracker.open_run(run.run_id).log_json(stored, "evaluation.json")
+    assert "evaluation.json: test-dev/roc_auc" in {claim.name for claim in verify(tracker, run.run_id).faults}
+
+
+@pytest.mark.parametrize(("numbers", "digits"), [({"accuracy": 0.9}, -400), ({"accuracy": float("nan")}, 4)])
+def test_a_published_number_that_is_none_is_refused(numbers: dict[str, float], digits: int) -> None:
+    with pytest.raises(SettingError):
+        check_published(numbers, digits)

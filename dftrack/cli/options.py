@@ -28,13 +28,13 @@ Settings = Annotated[
 ]
 
 
-def pairs(settings: list[str]) -> "dict[str, Value]":
-    """What `--set NAME=VALUE` said, by name."""
+def pairs(settings: list[str], option: str = "--set", example: str = "model.dropout=0.3") -> "dict[str, Value]":
+    """What `--set NAME=VALUE`, or another option of that form, said, by name."""
     pairs: dict[str, Value] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
-            raise SettingError(f"--set wants NAME=VALUE, got {text!r}", "for example --set model.dropout=0.3")
+            raise SettingError(f"{option} wants NAME=VALUE, got {text!r}", f"for example {option} {example}")
         pairs[name.strip()] = value.strip()
     return pairs
 

@@ -41,11 +41,6 @@ class Chosen:
     thresholds: Mapping[str, float | None]  # name -> P(fake) from which on a picture is called fake
     reasons: Mapping[str, str]  # name -> why it is None
 
-    @staticmethod
-    def from_plain(plain: Mapping[str, Any]) -> "Chosen":
-        """What `dataclasses.asdict` made of one."""
-        return Chosen(plain["temperature"], dict(plain["thresholds"]), dict(plain["reasons"]))
-
 
 @dataclass(frozen=True, slots=True)
 class Operating:

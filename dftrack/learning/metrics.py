@@ -22,12 +22,19 @@ REAL, FAKE = 0, 1
 DEFAULT_THRESHOLD = 0.5  # P(fake) from which on a picture is called fake
 
 
+METRICS = (  # what `summarise` returns
+    "accuracy", "balanced_accuracy", "precision", "recall", "f1", "roc_auc", "average_precision", "eer", "log_loss",
+    "brier", "share_fake", "n",
+)  # fmt: skip
+
+
 def roc_auc(scores: FloatArray, labels: IntArray) -> float:
     """Chance that a random fake scores higher than a random real; equal scores count one half.
 
     scores: (n,) finite floats, higher = more fake. labels: (n,) ints, 0 real, 1 fake.
     Returns a number in [0, 1]; 0.5 = chance.
-    Raises MetricError if a class is absent or all scores are equal. Source: scikit-learn, `roc_auc_score` (the Mann-Whitney U statistic).
+    Raises MetricError if a class is absent or all scores are equal.
+    Source: scikit-learn, `roc_auc_score` (the Mann-Whitney U statistic).
     """
     check_ranking(scores, labels)
     return float(sk.roc_auc_score(labels, scores))
@@ -38,7 +45,8 @@ def average_precision(scores: FloatArray, labels: IntArray) -> float:
 
     scores: (n,) finite floats, higher = more fake. labels: (n,) ints, 0 real, 1 fake.
     Returns a number in (0, 1]; chance is the share of fakes: pictures with one score stand or fall together, so their
-    order in the file cannot matter. Raises MetricError if a class is absent or all scores are equal. Source: scikit-learn, `average_precision_score` (no interpolation).
+    order in the file cannot matter. Raises MetricError if a class is absent or all scores are equal.
+    Source: scikit-learn, `average_precision_score` (no interpolation).
     """
     check_ranking(scores, labels)
     return float(sk.average_precision_score(labels, scores))
@@ -188,7 +196,7 @@ def always_fake(labels: IntArray) -> dict[str, float | None]:
     """The metrics of calling everything fake with certainty: the answer that any detector has to beat.
 
     labels: (n,) ints. Same names as `summarise`; the log loss is None (infinite) as soon as there is one real. A
-    constant answer ranks nothing, but as a yardstick it is chance: AUC and EER 0.5, average precision the share of fakes.
+    constant answer ranks nothing, but as a yardstick it is chance: AUC and EER 0.5, AP the share of fakes.
     """
     found = summarise(np.ones(len(labels)), labels)
     share = found["share_fake"]
