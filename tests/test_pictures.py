@@ -269,6 +269,22 @@ def test_a_large_picture_below_the_limit_is_read() -> None:
     assert (out == 128).all()
 
 
+def test_a_large_picture_is_converted_strip_by_strip_to_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    noise = Image.fromarray(rng.integers(0, 256, (37, 29, 4), dtype=np.uint8))
+    colours = noise.convert("RGB")
+    deep = Image.fromarray(rng.integers(0, 65536, (37, 29), dtype=np.uint16))
+    contents = [stored(image, "PNG") for image in (noise, noise.convert("LA"), colours, colours.convert("L"), deep)]
+    contents += [stored(noise, "WEBP", lossless=True), stored(colours, "PNG", transparency=colours.getpixel((5, 20)))]
+    contents += [stored(deep, "PNG", transparency=deep.getpixel((5, 20)))]
+    contents += [stored(colours.quantize(32), "PNG", transparency=index) for index in (3, bytes(range(0, 256, 8)))]
+    contents += [stored(colours.convert("L"), "PNG", transparency=colours.convert("L").getpixel((5, 20)))]
+    at_once = [decode(content) for content in contents]
+    monkeypatch.setattr("dftrack.data.pictures.STRIP_PIXELS", 150)  # 5 rows; the last strip has 2
+    for content, whole in zip(contents, at_once, strict=True):
+        assert np.array_equal(decode(content), whole)
+
+
 def test_what_is_encoded_is_decoded_again() -> None:
     assert (decode(encode_png(scene())) == scene()).all()
     assert (decode(encode_png(scene()[..., 0])) == scene()[..., :1]).all()

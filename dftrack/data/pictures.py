@@ -3,7 +3,7 @@
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from dftrack.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else is opened, whatever a file is called
 MAX_PIXELS = 50_000_000  # width x height by the header; checked before a pixel is decoded
+STRIP_PIXELS = 1 << 20  # of a large picture, converted at once
 MAX_BYTES = 256 << 20  # of one file; the largest honest picture of MAX_PIXELS is smaller
 
 Pixels = NDArray[np.uint8]
@@ -189,14 +190,33 @@ def _jpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Every mode these formats can come in, as RGB."""
+    """Every mode these formats can come in, as RGB; `image` itself if it is that already.
+
+    What takes several steps is done a strip of rows at a time: large pictures would need five times their memory.
+    """
+    image.load()
     if image.mode.startswith("I"):
-        return _from_16_bit(image)
+        return _in_strips(image, _from_16_bit)
     if image.has_transparency_data:
-        over = image.convert("RGBA")
-        paper = Image.new("RGBA", over.size, "white")
-        return Image.alpha_composite(paper, over).convert("RGB")
-    return image.convert("RGB")
+        return _in_strips(image, _on_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`convert`, which looks at each pixel alone, of a picture of any size, as RGB."""
+    rows = max(1, STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return convert(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        whole.paste(convert(strip), (0, top))
+    return whole
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    over = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
