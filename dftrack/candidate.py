@@ -8,6 +8,7 @@ from dftrack import logged_model
 from dftrack.config import Config, vary
 from dftrack.data.cache import DataSet, open_data
 from dftrack.data.folder import Progress
+from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, StoreError
 from dftrack.gates import is_test
 from dftrack.learning.detector import Detector
@@ -105,6 +106,7 @@ class Pictures:
         """
         if size not in self._opened:
             names = {name: value for name, value in self._record.settings.items() if name.startswith("data.")}
+            names["data.source"] = data_source_of(self._record)
             config = vary(Config(), {**names, **({"data.image_size": size} if size else {})})
             data = open_data(config.data, self._store, self._progress)
             wanted = self._record.tags.get("dftrack.data_digest")

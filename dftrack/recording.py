@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dftrack.config import Config, Value, flatten
 from dftrack.data.cache import DataSet
+from dftrack.data_place import place_tag
 from dftrack.dossier import record_assessment, record_review
 from dftrack.learning import figures
 from dftrack.learning.assessment import Assessment, Chosen, Progress, assess, choose
@@ -65,6 +66,7 @@ def record_start(run: Run, data: DataSet, opened: Sequence[str] = ("train", "val
         {
             "user": origin.user,
             "source": origin.command,
+            **place_tag(data.source),
             **({"commit": origin.commit} if origin.commit else {}),
             "dftrack.uncommitted": "yes" if origin.diff else "no",
             **{f"machine.{name}": value for name, value in origin.machine.items()},

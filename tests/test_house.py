@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "recipes",
         (
             "dftrack.recording",
+            "dftrack.data_place",
             "dftrack.experiment",
             "dftrack.judging",
             "dftrack.objective",
