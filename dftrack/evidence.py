@@ -2,23 +2,29 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dftrack import gates
-from dftrack.candidate import Candidate, Pictures
+from dftrack.candidate import Candidate, Champion, Pictures
 from dftrack.data.cache import Split
-from dftrack.errors import DftrackError, StoreError
+from dftrack.data.findings import LEAKS
+from dftrack.dossier import EVALUATION, LEAKS_TAG
+from dftrack.errors import DftrackError, MetricError, StoreError
 from dftrack.gates import Gate
+from dftrack.learning.corruption import LEVELS
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions
+from dftrack.learning.metrics import DEFAULT_THRESHOLD, summarise
 from dftrack.recording import TESTS_OPENED
 from dftrack.tracking import RunRecord, Tracker
 
-DATA = "data.json"
+AUDIT, DATA = "audit.json", "data.json"
 SCORED_AGAIN = 2000  # pictures of a split, at most; which of more is not known beforehand
+ROUNDED = 5.1e-5  # the AUC in the tag of a version has four decimals
 
 
 # ---- against the data set and the model
@@ -82,6 +88,65 @@ def owed_splits(tracker: Tracker, record: RunRecord) -> list[str]:
     owed |= {name.partition("/")[0] for name in record.metrics if name.count("/") == 1 and name.endswith("/accuracy")}
     owed |= named & set(counts or ())
     return sorted(owed - {"train"})
+
+
+def leaks_trained_on(tracker: Tracker, record: RunRecord) -> tuple[list[str], bool]:
+    """What says that leaks were trained on, by the tag, the audit or the settings; and whether there was an audit."""
+    try:
+        audit = _read(tracker, record, AUDIT)
+        allowed = int(audit["allowed"])
+        found = sum(int(finding["count"]) for finding in audit["audit"]["findings"] if finding["kind"] in LEAKS)
+        audited = True
+    except (KeyError, TypeError, ValueError):
+        allowed, found, audited = 0, 0, False
+    tag = record.tags.get(LEAKS_TAG, "")
+    said = [f"{tag} leaks were trained on"] if tag not in ("", "0") else []
+    if allowed and str(allowed) != tag:
+        said.append(f"{allowed} leaks were trained on, says {AUDIT}")
+    if found and not said and record.settings.get("data.leaks") == "allow":
+        said.append(f"data.leaks=allow, and {AUDIT} tells of {found} leaks")
+    return said, audited
+
+
+def kept_numbers(tracker: Tracker, record: RunRecord) -> dict[str, float]:
+    """What the run's files say of the floor and of robustness, under the names of the metrics."""
+    audit, evaluation = _read(tracker, record, AUDIT), _read(tracker, record, EVALUATION)
+    numbers: dict[str, float | None] = {}
+    with suppress(KeyError, TypeError):
+        numbers["shortcut/roc_auc"] = audit["audit"]["shortcut"]["auc"]
+    with suppress(KeyError, TypeError, AttributeError):
+        for kind, outcomes in evaluation["robustness"]["damaged"].items():
+            for level, outcome in zip(LEVELS, outcomes, strict=False):
+                numbers[f"robustness/{kind}/{level}"] = outcome["auc"]
+                numbers[f"robustness_accuracy/{kind}/{level}"] = outcome["accuracy"]
+    return {name: value for name, value in numbers.items() if isinstance(value, float | int)}
+
+
+def unlike_kept(tracker: Tracker, record: RunRecord) -> list[str]:
+    """The metrics that are not logged, or otherwise, though the run's files hold them."""
+    wrong = []
+    for name, value in kept_numbers(tracker, record).items():
+        logged = record.metrics.get(name)
+        if logged is None:
+            wrong.append(f"{name} is {value:.4f} in the run's files and not logged")
+        elif not abs(logged - value) <= gates.EXACT:
+            wrong.append(f"{name} is logged as {logged:.4f} and {value:.4f} in the run's files")
+    return wrong
+
+
+def believable(champion: Champion, split: str) -> bool:
+    """Are the champion's stored predictions of a split those of its metrics, and of the version as it was released?"""
+    found, tags = champion.predictions[split], champion.version.tags
+    try:
+        thresholds = {DEFAULT_THRESHOLD, float(tags.get("dftrack.threshold", DEFAULT_THRESHOLD))}
+        if champion.record is None or all(
+            gates.contradictions(champion.record.metrics, found, threshold) for threshold in thresholds
+        ):
+            return False
+        auc, released = summarise(found.scores, found.labels)["roc_auc"], tags.get(f"dftrack.auc.{split}")
+        return released is None or (auc is not None and abs(auc - float(released)) <= ROUNDED)
+    except (MetricError, ValueError):
+        return False
 
 
 def _read(tracker: Tracker, record: RunRecord, name: str) -> Any:

@@ -82,7 +82,7 @@ def metrics_true(
         return Gate("metrics", wanted, "no test split was scored: there are no predictions to compute them from", False)
     wrong = [f"{split} was scored and has no stored predictions" for split in owed if split not in predictions]
     for split, found in predictions.items():
-        tries = [_contradictions(logged, found, at) for at in dict.fromkeys((DEFAULT_THRESHOLD, threshold))]
+        tries = [contradictions(logged, found, at) for at in dict.fromkeys((DEFAULT_THRESHOLD, threshold))]
         wrong += [f"{split}: {text}" for text in min(tries, key=len)]
     wrong += faults
     count = sum(len(found) for found in predictions.values())
@@ -90,7 +90,7 @@ def metrics_true(
     return Gate("metrics", wanted, said or f"so it is ({len(logged)} metrics, {count:,} predictions)", not wrong)
 
 
-def _contradictions(logged: Mapping[str, float], found: Predictions, threshold: float) -> list[str]:
+def contradictions(logged: Mapping[str, float], found: Predictions, threshold: float) -> list[str]:
     """What of the logged metrics of a split does not follow from its predictions."""
     try:
         again = report(found, threshold)
@@ -111,12 +111,11 @@ def _contradictions(logged: Mapping[str, float], found: Predictions, threshold: 
     return wrong + check_identities(accuracy, precision, recall, f1, share, rounding=near)
 
 
-def no_leaks(tag: str | None, audited: bool) -> Gate:
-    """tag: how many pictures that leak between splits were trained on, because somebody said so; None: none."""
-    leaks = tag not in (None, "", "0")
-    found = f"{tag} leaks were trained on" if leaks else "none"
-    wanted = "no picture of a test or val split in training"
-    return Gate("no leaks", wanted, found if audited else f"{found} (no audit recorded)", not leaks)
+def no_leaks(leaks: Sequence[str], audited: bool) -> Gate:
+    """leaks: what says that pictures which leak between splits were trained on. audited: was it looked for?"""
+    wanted = "an audit, and no picture of a test or val split in training"
+    found = "; ".join(leaks) or ("none" if audited else "nobody looked: no audit is recorded (audit.json)")
+    return Gate("no leaks", wanted, found, audited and not leaks)
 
 
 def enough_pictures(predictions: Mapping[str, Predictions], least: int) -> Gate:

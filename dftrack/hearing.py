@@ -28,17 +28,16 @@ def judge(
     """Every gate, in the order in which they are shown; what is cheap comes first, what is not fit is not loaded."""
     record, tests = ours.record, ours.tests()
     pictures = Pictures(record, tracker.store.folder, progress)
-    audited = "audit.json" in tracker.artifacts(record.run_id)
     found = [
         gates.finished(record.status, record.end),
         gates.metrics_true(
             record.metrics,
             ours.predictions,
             ours.threshold,
-            _faults(tracker, ours),
+            [*_faults(tracker, ours), *evidence.unlike_kept(tracker, record)],
             evidence.owed_splits(tracker, record),
         ),
-        gates.no_leaks(record.tags.get("dftrack.leaks"), audited),
+        gates.no_leaks(*evidence.leaks_trained_on(tracker, record)),
         gates.enough_pictures(tests, limits.pictures),
         gates.files_whole(ours.problems),
         gates.above_always_fake(tests, ours.threshold),
@@ -89,29 +88,33 @@ def _against(
     try:
         if theirs.keys() != ours.tests().keys():
             theirs = _judged_again(tracker, ours, champion, pictures)
-            again = "the champion was judged again on these pictures"
+            doubted = [s for s in ours.tests() if s in champion.predictions and not evidence.believable(champion, s)]
+            why = f", for its stored predictions of {doubted[0]} are not those of its release" if doubted else ""
+            again = f"the champion was judged again on these pictures{why}"
     except DftrackError as error:
         reason = f"the champion cannot be judged on these pictures: {error.message}"
         return [
             gates.same_data(ours.digest, champion.digest, "", reason),
             gates.not_worse({}, limits.margin),
-            gates.robust(ours.record.metrics, _metrics(champion), same, limits.robustness),
+            gates.robust(ours.record.metrics, _metrics(tracker, champion), same, limits.robustness),
         ]
     pairs = {split: _difference(ours.predictions[split], found) for split, found in theirs.items()}
     return [
         gates.same_data(ours.digest, champion.digest, again, ""),
         gates.not_worse(pairs, limits.margin),
-        gates.robust(ours.record.metrics, _metrics(champion), same, limits.robustness),
+        gates.robust(ours.record.metrics, _metrics(tracker, champion), same, limits.robustness),
     ]
 
 
-def _metrics(champion: Champion) -> Mapping[str, float]:
-    return champion.record.metrics if champion.record else {}
+def _metrics(tracker: Tracker, champion: Champion) -> Mapping[str, float]:
+    """What the champion's run logged, or else holds in its files."""
+    record = champion.record
+    return {} if record is None else {**evidence.kept_numbers(tracker, record), **record.metrics}
 
 
 def _stored(ours: Candidate, champion: Champion, split: str) -> Predictions | None:
     """What the champion's run recorded of a split, in our order; None if it did not score these pictures."""
-    if split not in champion.predictions:
+    if split not in champion.predictions or not evidence.believable(champion, split):
         return None
     return aligned(champion.predictions[split], ours.predictions[split])[0]
 

@@ -219,7 +219,7 @@ def _before(registered: Registered, present: Version, alias: str) -> Version:
     replaced = present.tags.get(REPLACES, "")
     if (made_for := present.tags.get(TARGET, alias)) != alias:
         raise PromotionRefused(
-            f"nobody knows what was before {present}: it was promoted as {made_for}, and somebody let {alias} point at it",
+            f"nobody knows what {alias} was before {present}: that version was promoted as {made_for}",
             "promote another run instead",
         )
     if replaced == "none":

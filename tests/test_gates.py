@@ -72,11 +72,11 @@ def test_a_run_without_test_predictions_or_with_scores_that_are_no_numbers_is_re
 
 
 def test_leaks_that_were_trained_on_are_refused() -> None:
-    assert gates.no_leaks(None, audited=True).passed
-    assert gates.no_leaks("0", audited=True).passed
-    gate = gates.no_leaks("7", audited=True)
+    assert gates.no_leaks([], audited=True).passed
+    gate = gates.no_leaks(["7 leaks were trained on"], audited=True)
     assert gate.passed is False and "7 leaks" in gate.found
-    assert "no audit" in gates.no_leaks(None, audited=False).found, "what nobody looked for is said"
+    gate = gates.no_leaks([], audited=False)
+    assert gate.passed is False and "no audit" in gate.found, "what nobody looked for was let pass"
 
 
 def test_too_few_test_pictures_are_refused_and_val_does_not_count() -> None:

@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from dftrack import logged_model, registered, registry
-from dftrack.data.cache import DataSet
+from dftrack.config import Config, flatten, vary
+from dftrack.data.cache import DataSet, open_data
+from dftrack.data_place import place_tag
 from dftrack.errors import DetectorError, PromotionRefused, SettingError, StoreError
 from dftrack.gates import Gate, Limits
 from dftrack.learning.detector import Detector
@@ -158,6 +160,63 @@ def test_a_run_trained_on_leaks_is_refused(tracker: Tracker, made: Made) -> None
     found = ask(tracker, made.runs["good"])
     assert failed(found) == ["no leaks"] and "12 leaks" in str(found.refusal().message)
     assert champion(tracker) is None and tracker.registered("dftrack").versions() == []
+
+
+def change_json(tracker: Tracker, run: str, name: str, **more: object) -> None:
+    """Change fields of a JSON artifact."""
+    content = json.loads(tracker.download(run, name).read_text())
+    tracker.open_run(run).log_json({**content, **more}, name)
+
+
+def test_leaks_are_found_in_the_audit_and_the_settings_too_and_no_audit_is_no_pass(
+    tracker: Tracker, made: Made, store: Path, tmp_path: Path
+) -> None:
+    run = made.runs["good"]
+    change_json(tracker, run, "audit.json", allowed=7)
+    found = ask(tracker, run, explain=True)
+    assert failed(found) == ["no leaks"] and "7 leaks were trained on, says audit.json" in found.refusal().message
+    tracker.download(run, "audit.json").unlink()
+    found = ask(tracker, run, explain=True)
+    assert failed(found) == ["no leaks"] and "no audit" in found.refusal().message
+    faces = hard_faces(tmp_path / "leaky", test=52)
+    shutil.copy(faces / "train/fake/train-fake-000.jpg", faces / "test-dev/fake/test-dev-fake-000.jpg")
+    config = vary(Config(), {"data.source": str(faces), "data.image_size": 16, "data.leaks": "allow"})
+    leaky = release_candidate(tracker, open_data(config.data, store), settings=flatten(config)).run_id
+    change_json(tracker, leaky, "audit.json", allowed=0)
+    found = ask(tracker, leaky, explain=True)
+    assert failed(found) == ["no leaks"] and "data.leaks=allow" in found.refusal().message, found.gates
+
+
+def test_numbers_that_the_files_hold_are_missed_where_they_are_not_logged(tracker: Tracker, made: Made) -> None:
+    run = made.runs["good"]
+    audit = json.loads(tracker.download(run, "audit.json").read_text())
+    audit["audit"]["shortcut"]["auc"] = 0.99
+    tracker.open_run(run).log_json(audit, "audit.json")
+    found = ask(tracker, run, explain=True)
+    assert failed(found) == ["metrics"] and "shortcut/roc_auc is 0.9900 in the run's files" in found.refusal().message
+    other = made.runs["other"]
+    damaged = {"jpeg": [{"auc": 0.4, "accuracy": None}]}
+    tracker.open_run(other).log_json({"robustness": {"damaged": damaged}}, "evaluation.json")
+    found = ask(tracker, other, explain=True)
+    assert failed(found) == ["metrics"] and "robustness/jpeg/1 is 0.4000" in found.refusal().message
+    tracker.open_run(other).log_metrics({"robustness/jpeg/1": 0.9})
+    assert "is logged as 0.9000 and 0.4000" in ask(tracker, other, explain=True).refusal().message
+    tracker.open_run(other).log_metrics({"robustness/jpeg/1": 0.4})
+    said = {gate.name: gate.found for gate in ask(tracker, other, explain=True).gates}["metrics"]
+    assert "robustness/" not in said, said
+
+
+def test_a_champion_whose_predictions_were_made_worse_is_judged_again_from_its_model(
+    tracker: Tracker, made: Made
+) -> None:
+    ask(tracker, made.runs["good"])
+    honest = stored_predictions(tracker, made.runs["good"])["test-dev"]
+    spoilt = np.random.default_rng(0).permutation(honest.scores)
+    rewrite(tracker, made.runs["good"], "test-dev", scores=spoilt)  # its metrics too: the version's tag is left
+    found = ask(tracker, made.runs["worse"])
+    assert failed(found) == ["against the champion"], found.gates
+    said = {gate.name: gate.found for gate in found.gates}["same data"]
+    assert "judged again" in said and "not those of its release" in said
 
 
 def test_a_run_with_an_infinite_metric_is_refused(tracker: Tracker, made: Made) -> None:
@@ -332,6 +391,16 @@ def test_a_run_whose_pictures_are_gone_or_have_changed_is_refused(
     shutil.rmtree(faces)
     found = ask(tracker, run, explain=True)
     assert failed(found) == ["predictions", "round trip"], "a run that nobody can try again was let pass"
+
+
+def test_a_run_of_a_relative_folder_is_judged_from_any_working_directory(
+    tracker: Tracker, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard_faces(tmp_path / "mine", test=52)
+    monkeypatch.chdir(tmp_path)
+    run = release_candidate(tracker, opened(Path("mine"), store), tags=place_tag("mine")).run_id
+    monkeypatch.chdir(store)
+    assert ask(tracker, run, explain=True).outcome == "allowed"
 
 
 def test_a_champion_of_other_data_is_judged_again_on_the_new_pictures(
