@@ -273,3 +273,20 @@ def test_a_study_that_cannot_be_is_refused(dftrack: Terminal, store: Path, tmp_p
     refused(dftrack("study", "--study", "nonsense", "--store", store), 2, "nonsense", "default")
     refused(dftrack("study", "--storage", "mysql://host/db", "--store", store, "--data", tmp_path), 3)
     refused(dftrack("study", "status", "--store", store), 4, "no study yet")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "a.jpg"), ("serve", "--port", 0), ("export",), ("evaluate",), ("verify",), ("compare", "a", "b"),
+        ("promote", "a"), ("rollback",), ("rerun", "a"), ("doctor",),
+    ],
+)  # fmt: skip
+def test_a_mistyped_store_is_refused_not_made_by_commands_that_use_one(
+    dftrack: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    refused(dftrack(*words, "--store", tmp_path / "typo"), 4, f"there is no store at {tmp_path / 'typo'}", "--store")
+    assert not (tmp_path / "typo").exists()
+    refused(dftrack(*words, "--store", tmp_path), 4, "holds no mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
+    refused(dftrack(*words, "--store", tmp_path / "typo"), 4, "MLFLOW_TRACKING_URI")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store, elsewhere, pairs
+from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
 from dftrack.errors import SettingError
 
 app = typer.Typer()
@@ -37,7 +37,9 @@ def evaluate(
     from dftrack.tracking import open_tracker
 
     with Screen() as screen:
-        found = evaluate(open_tracker(store), store, Request(model, data, tuple(split or ()), device), screen.advance)
+        found = evaluate(
+            open_tracker(existing(store)), store, Request(model, data, tuple(split or ()), device), screen.advance
+        )
     if as_json:
         render.print_json(
             {
@@ -85,7 +87,7 @@ def verify(
         else:
             render_judgement.show_published(table)
         raise typer.Exit(1 if table.contradictions else 0)
-    tracker = open_tracker(store)
+    tracker = open_tracker(existing(store))
     found = verify_run(tracker, run or tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id)
     if as_json:
         render.print_json({**dataclasses.asdict(found), "holds": found.holds})

@@ -1,12 +1,13 @@
 """Options and small readings that several commands share."""
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dftrack.errors import SettingError
+from dftrack.errors import SettingError, StoreError
 
 if TYPE_CHECKING:
     from dftrack.config import Value
@@ -37,6 +38,19 @@ def pairs(settings: list[str], option: str = "--set", example: str = "model.drop
             raise SettingError(f"{option} wants NAME=VALUE, got {text!r}", f"for example {option} {example}")
         pairs[name.strip()] = value.strip()
     return pairs
+
+
+def existing(store: Path) -> Path:
+    """`store`, for a command that uses what is recorded: a mistyped one is refused, not made anew.
+
+    Raises StoreError. Where MLFLOW_TRACKING_URI names the store, the folder may be missing.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI", "").strip() and not (store / "mlflow.db").exists():
+        raise StoreError(
+            f"there is no store at {store}" + (": the folder holds no mlflow.db" if store.is_dir() else ""),
+            "name it with --store; dftrack baseline makes one",
+        )
+    return store
 
 
 def elsewhere(store: Path) -> str:

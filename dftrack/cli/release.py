@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store
+from dftrack.cli.options import STORE, Json, Store, existing
 
 app = typer.Typer()
 
@@ -36,7 +36,7 @@ def compare(
     from dftrack import comparison, comparison_page, render, render_release
     from dftrack.tracking import open_tracker
 
-    tracker = open_tracker(store)
+    tracker = open_tracker(existing(store))
     found = comparison.compare(tracker, comparison.find_runs(tracker, runs or [], study, top))
     folder = out or tracker.store.folder / "comparisons" / comparison_page.folder_name(found.runs)
     page = comparison_page.write(found, folder)
@@ -77,7 +77,7 @@ def promote(
     limits = Limits(pictures=min_pictures, margin=margin, robustness=robustness_margin, ece=max_ece)
     request = Request(run=run, model=model, alias=alias, limits=limits, override=override, explain=explain)
     with Screen() as screen:
-        found = promote_run(open_tracker(store), request, screen.advance, render.say)
+        found = promote_run(open_tracker(existing(store)), request, screen.advance, render.say)
     if as_json:
         render.print_json(found.plain())
     else:
@@ -102,7 +102,7 @@ def rollback(
     from dftrack.registry import rollback as roll_back
     from dftrack.tracking import open_tracker
 
-    done = roll_back(open_tracker(store), model, alias, render.say)
+    done = roll_back(open_tracker(existing(store)), model, alias, render.say)
     if as_json:
         render.print_json(dataclasses.asdict(done))
     else:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store, elsewhere, pairs
+from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
 from dftrack.errors import SettingError
 
 app = typer.Typer()
@@ -123,7 +123,7 @@ def study_status(
 
     definition = read_study(find_study_file(study_file))
     opened = latest(Storage(_existing(storage or store / "optuna.db")), definition.name)
-    found = status(opened, definition, open_tracker(store))
+    found = status(opened, definition, open_tracker(existing(store)))
     if as_json:
         render.print_json(dataclasses.asdict(found))
     else:
@@ -144,7 +144,7 @@ def doctor(
     from dftrack.tracking import open_tracker
 
     place = storage or store / "optuna.db"
-    tracker = open_tracker(store)
+    tracker = open_tracker(existing(store))
     studies = clinic.studies_in(Storage(place)) if storage or Path(place).exists() else ()
     found = clinic.examine(tracker, studies)
     mended = clinic.fix(found, tracker, studies) if fix else ()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, pairs
+from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, existing, pairs
 
 if TYPE_CHECKING:
     from dftrack.config import Config, Value
@@ -104,7 +104,7 @@ def _rerun(request: "Request", store: Path) -> "Verdict":
     from dftrack.screens import Screen
 
     with catch_stop_requests() as stop, Screen() as screen:
-        for event in rerun(request, store, stop=stop, watch=screen.show):
+        for event in rerun(request, existing(store), stop=stop, watch=screen.show):
             if isinstance(event, Verdict):
                 return event
             if isinstance(event, Rebuilt):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store
+from dftrack.cli.options import STORE, Json, Store, existing
 
 app = typer.Typer()
 
@@ -61,7 +61,7 @@ def predict(
         raise SettingError("--csv and --json both name the form of the rows", "give one of them")
     named = find_pictures(pictures)
     finder = FaceFinder() if faces else None
-    detector, run_id, described = fetch_detector(store, model or run)
+    detector, run_id, described = fetch_detector(existing(store), model or run)
     panels = Panels(detector, gradcam) if gradcam is not None else None
     rows = rows_to("csv" if as_csv else "json" if as_json else "plain", faces=faces)
     found = dict.fromkeys(("fake", "real", *(["no face"] if faces else []), "unreadable"), 0)
@@ -139,7 +139,7 @@ def serve(
         from dftrack.server import make_app
         from dftrack.server import serve as serve_app
 
-        detector, run_id, described = fetch_detector(store, model)
+        detector, run_id, described = fetch_detector(existing(store), model)
         judge = partial(judge_and_explain, detector)
         names = names_for(host, taken.getsockname()[0])
         app = make_app(detector, judge, described, limits=Limits(), names=names)
@@ -179,7 +179,7 @@ def export(
 
     if kind not in USUAL_NAMES:
         raise SettingError(f"there is no format {kind!r}", f"choose one of {', '.join(USUAL_NAMES)}")
-    detector, run_id, described = fetch_detector(store, model)
+    detector, run_id, described = fetch_detector(existing(store), model)
     written = write(detector, kind, out)
     if as_json:
         render.print_json(
