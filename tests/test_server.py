@@ -31,8 +31,10 @@ from dftrack.errors import SettingError
 from dftrack.guard import OWN_NAMES, Limits, names_for
 from dftrack.judging import judge_and_explain
 from dftrack.learning.detector import Detector
+from dftrack.runtime import catch_stop_requests
 from dftrack.server import listen, make_app, serve
 from dftrack.tracking import open_tracker
+from tests.test_cli import Terminal
 from tests.test_predict import make_detector
 
 SHOTS = os.environ.get("SCREENSHOTS")  # a folder that keeps the screenshots
@@ -205,9 +207,9 @@ def test_pages_of_other_places_and_other_names_are_turned_away(url: str) -> None
 
 
 def test_every_spelling_of_this_machines_own_address_guards_against_other_names() -> None:
-    for host in ("::1", "0:0:0:0:0:0:0:1", "127.0.0.2", "127.1", "localhost", "LocalHost"):
-        with listen(host, 0) as taken:
-            names = names_for(host, taken.getsockname()[0])
+    bound = {"::1": "::1", "0:0:0:0:0:0:0:1": "::1", "::ffff:127.0.0.1": "::ffff:127.0.0.1", "127.0.0.2": "127.0.0.2"}
+    for host, address in {**bound, "127.1": "127.0.0.1", "localhost": "127.0.0.1", "LocalHost": "::1"}.items():
+        names = names_for(host, address)
         assert names is not None and names >= OWN_NAMES and "evil.example" not in names, host
         assert (f"[{host}]" if ":" in host else host.lower()) in names
     assert names_for("0.0.0.0", "0.0.0.0") is None and names_for("faces.example", "192.0.2.7") is None
@@ -305,24 +307,60 @@ def test_a_taken_port_is_said_and_without_one_the_next_is_taken() -> None:
         assert first.getsockname()[1] != second.getsockname()[1]
 
 
-@pytest.mark.parametrize(
-    ("request_to_stop", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
-def test_the_command_tells_its_address_serves_the_model_of_the_store_and_ends_on_request(
-    detector: Detector, store: Path, tmp_path: Path, request_to_stop: signal.Signals, code: int
-) -> None:
+@pytest.fixture
+def served_store(detector: Detector, store: Path, tmp_path: Path) -> Path:
+    """A store whose newest finished baseline is `detector`."""
     detector.save(tmp_path / "detector")
     run = open_tracker(store).start_run("baseline", key="a", settings={}, tags={"dftrack.kind": "baseline"})
     run.log_model(tmp_path / "detector", {})
     run.finish("FINISHED")
+    return store
+
+
+def test_the_command_guards_an_unusual_own_address_and_ends_on_request(
+    served_store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listen("127.0.0.2", 0) as taken:
+        port = taken.getsockname()[1]
+    seen: list[int] = []
+
+    def visit() -> None:
+        url, deadline = f"http://127.0.0.2:{port}", time.monotonic() + 60
+        try:
+            while not seen and time.monotonic() < deadline:
+                try:
+                    seen.append(ask(f"{url}/judge", picture()).status)
+                except OSError:
+                    time.sleep(0.05)
+            seen.append(ask(f"{url}/judge", picture(), host="evil.example").status)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    visitor = threading.Thread(target=visit)
+    dftrack = Terminal(capsys, monkeypatch)
+    with catch_stop_requests():  # a signal that comes too late stays in here
+        visitor.start()
+        said = dftrack("serve", "--host", "127.0.0.2", "--port", port, "--json", "--store", served_store)
+        visitor.join()
+    told = json.loads(said.out)
+    assert said.code == 143 and "Traceback" not in said.err
+    assert told["url"] == f"http://127.0.0.2:{port}" and f"is at {told['url']}" in said.err
+    assert seen == [200, 403], "DNS rebinding is let in"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("request_to_stop", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_tells_its_address_serves_the_model_of_the_store_and_ends_on_request(
+    served_store: Path, request_to_stop: signal.Signals, code: int
+) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "dftrack", "serve", "--port", "0", "--json", "--store", str(store)]
+    command = [sys.executable, "-m", "dftrack", "serve", "--port", "0", "--json", "--store", str(served_store)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as server:
         assert server.stdout is not None and server.stderr is not None
         told = json.loads("".join(iter(server.stdout.readline, "}\n")) + "}")
-        assert told["run_id"] == run.run_id
+        assert told["run_id"] == open_tracker(served_store).latest_run().run_id
         assert ask(f"{told['url']}/judge", picture()).said["verdict"] in ("real", "fake")
         server.send_signal(request_to_stop)
         assert server.wait(60) == code
