@@ -10,6 +10,7 @@ from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
 from dftrack.data.parallel import spread
 from dftrack.data.sources import find_pictures
+from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, SettingError
 from dftrack.files import sha256
 from dftrack.learning.assessment import Assessment, Chosen, Progress, choose
@@ -67,10 +68,11 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     resolved = resolve_model(tracker, request.model)
     device = pick_device(request.device)
     detector = Detector.load(resolved.folder, device=device)
-    data = _open(detector, request, store, progress)
+    own = data_source_of(tracker.find_run(resolved.run_id))
+    data = _open(detector, own, request, store, progress)
     names = _splits(data, request.splits)
     settings: dict[str, Value] = {"data.source": data.source, "data.image_size": data.image_size, "run.device": device}
-    seen = _seen(detector, data, names, store)
+    seen = _seen(own, data, names, store)
     run = tracker.start_run(
         f"evaluation of {resolved.described}"[:120],
         key=uuid.uuid4().hex,
@@ -121,16 +123,16 @@ def _judge(
     return reports, found
 
 
-def _seen(detector: Detector, data: DataSet, names: Sequence[str], store: Path) -> int | None:
+def _seen(own: str, data: DataSet, names: Sequence[str], store: Path) -> int | None:
     """How many of the pictures the model was trained on, by their bytes; None if its data are not there any more."""
     try:
-        own = find_pictures(str(detector.settings["data.source"]), store)
+        listing = find_pictures(own, store)
     except DataError:
         return None
     asked = [path for name in names for path in data.splits[name].paths]
     sizes = {path.stat().st_size for path in asked}
     trained = [
-        p.path for p in own.pictures if p.split == "train" and p.path.is_file() and p.path.stat().st_size in sizes
+        p.path for p in listing.pictures if p.split == "train" and p.path.is_file() and p.path.stat().st_size in sizes
     ]
     known = set(spread(sha256, trained))
     return sum(digest in known for digest in spread(sha256, asked)) if known else 0
@@ -146,9 +148,8 @@ def _notices(seen: int | None) -> tuple[str, ...]:
     )
 
 
-def _open(detector: Detector, request: Request, store: Path, progress: Progress) -> DataSet:
+def _open(detector: Detector, own: str, request: Request, store: Path, progress: Progress) -> DataSet:
     """The pictures at the size the network wants: its own data set, or another one, which needs no train."""
-    own = str(detector.settings["data.source"])
     config = DataConfig(
         source=request.source or own,
         image_size=detector.image_size,

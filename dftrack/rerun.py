@@ -16,6 +16,7 @@ import torch
 
 from dftrack.config import Config, Value, flatten, setting_types, vary
 from dftrack.data.cache import DataSet, open_data
+from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, SettingError, StoreError
 from dftrack.experiment import Event, Plan, Result, Stage, run_experiment
 from dftrack.likeness import Likeness, likeness
@@ -156,7 +157,8 @@ def rebuild(run: RunRecord, request: Request) -> tuple[Config, list[str]]:
     except SettingError as error:
         raise StoreError(f"run {run.run_id[:12]} has settings that cannot be used: {error.message}") from error
     config = _as_resolved(config, run)
-    changes = dict(request.changes) | ({"data.source": request.source} if request.source else {})
+    changes = {"data.source": data_source_of(run)} | dict(request.changes)
+    changes |= {"data.source": request.source} if request.source else {}
     return vary(config, changes), notes
 
 
