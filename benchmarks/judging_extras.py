@@ -1,7 +1,7 @@
 """What everything beyond scoring costs: intervals, thresholds, calibration, slices, damages, heat maps, pages.
 
-Run: python benchmarks/judging_extras.py STORE RUN SPLIT. Judges RUN's model on SPLIT as `dftrack evaluate` does and says
-how long the plain forward passes over the split took, those over damaged pictures, and all the rest.
+Run: python benchmarks/judging_extras.py STORE RUN SPLIT. Judges RUN's model on SPLIT as `dftrack evaluate` does,
+and says how long the plain forward passes over the split took, those over damaged pictures, and all the rest.
 """
 
 import sys
