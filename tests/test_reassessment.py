@@ -103,9 +103,7 @@ def test_a_folder_with_one_class_gives_undefined_not_zero(place: Path, tmp_path:
     assert stored["splits"]["test"]["intervals"]["roc_auc"] is None
 
 
-def test_what_val_decided_at_training_decides_on_other_data(
-    place: Path, tmp_path: Path
-) -> None:
+def test_what_val_decided_at_training_decides_on_other_data(place: Path, tmp_path: Path) -> None:
     tracker = open_tracker(place / "store")
     judged = tracker.latest_run(tags={"dftrack.kind": "baseline"})
     decided = choose(stored_predictions(tracker, judged.run_id)["val"])
