@@ -14,7 +14,11 @@ from browser import loaded_pictures, open_browser, save_screenshot
 from dftrack.errors import StoreError
 from dftrack.tracking import Page, RunRecord, Tracker, open_tracker, serve_ui
 
-PICTURES = ("curves/loss.png", "curves/roc.png", "confusion/val.png", "grad-cam/test-dev.png")
+PICTURES = (
+    "curves/loss.png", "curves/roc.png", "confusion/val.png", "grad-cam/test-dev.png", "robustness/curves.png",
+    "calibration/test-dev.png", "slices/test-dev.png",
+)  # fmt: skip
+PAGES = {"report/evaluation.html": "How good is it", "errors/gallery.html": "The worst misses"}
 
 
 def main(store: Path = Path("mlruns"), folder: Path = Path("screenshots")) -> None:
@@ -38,6 +42,10 @@ def of_baseline(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Pat
         page.wait_for_function("Array.from(document.images).some(i => i.naturalWidth > 300)")
         assert loaded_pictures(page), f"the page shows no picture for {name}"
         taken.append(save_screenshot(page, folder / f"baseline-{name.replace('/', '-')}"))
+    for name, text in PAGES.items():
+        show_artifact(run, ui, page, name)
+        show_page(page, name, text)
+        taken.append(save_screenshot(page, folder / f"baseline-{Path(name).stem}.png"))
     return taken
 
 
@@ -54,11 +62,8 @@ def of_study(tracker: Tracker, ui: Page, page: Any, folder: Path) -> list[Path]:
         ("study/trials.csv", "trial 0"),
     ):
         show_artifact(run, ui, page, name)
-        frames = page.frames
         if name.endswith(".html"):
-            page.wait_for_function("document.querySelector('iframe') !== null")
-            shown = any(text in frame.locator("body").inner_text() for frame in page.frames if frame != frames[0])
-            assert shown, f"the page does not show {text!r} in {name}"
+            show_page(page, name, text)
         else:
             page.get_by_text(text).first.wait_for(state="attached")
         taken.append(save_screenshot(page, folder / f"study-{Path(name).stem}.png"))
@@ -99,6 +104,14 @@ def overview(run: RunRecord, ui: Page, page: Any, target: Path, status: str) -> 
     page.goto(ui.run_url(run.experiment_id, run.run_id))
     page.get_by_text(status).first.wait_for()
     return save_screenshot(page, target)
+
+
+def show_page(page: Any, name: str, text: str) -> None:
+    """Wait until the HTML artifact that was opened shows itself, and with this text."""
+    page.wait_for_function("document.querySelector('iframe') !== null")
+    page.wait_for_timeout(2000)
+    shown = any(text in frame.locator("body").inner_text() for frame in page.frames[1:])
+    assert shown, f"the page does not show {text!r} in {name}"
 
 
 def show_artifact(run: RunRecord, ui: Page, page: Any, name: str) -> None:
