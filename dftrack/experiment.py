@@ -21,7 +21,7 @@ from dftrack.errors import Abandoned, DftrackError, Interrupted, StoreError, Tra
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
-from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, new_scaler, new_state
+from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, let_go, new_scaler, new_state
 from dftrack.recording import Final, Trained, evaluate_and_record, record_start
 from dftrack.runtime import StopRequests, pick_device, pick_precision
 from dftrack.tracking import Run, Tracker, open_tracker
@@ -127,6 +127,7 @@ def run_experiment(
             if not end:
                 yield Stage("judging the model", 0, 0)
                 stop.check()
+                let_go(training.state)
                 final = evaluate_and_record(
                     run,
                     Trained(training.state.model, config, data, training.state.history, device),

@@ -47,6 +47,7 @@ def some_runs(tracker: Tracker) -> None:
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_page_opens_on_the_finished_runs_ready_to_compare(store: Path, tmp_path: Path) -> None:
     chromium()
     some_runs(open_tracker(store))

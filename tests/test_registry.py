@@ -551,6 +551,7 @@ def test_a_model_is_found_by_alias_number_and_run(tracker: Tracker, made: Made) 
 # ---- at once, and killed
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_are_one_after_the_other(store: Path, tracker: Tracker, made: Made) -> None:
     said = run_script("race", store, made.runs["good"], made.runs["twin"])
     assert sorted(said["outcomes"]) == ["promoted", "promoted"], said

@@ -79,6 +79,13 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
     )
 
 
+def let_go(state: State) -> None:
+    """Give back what only training needs, gradients and the optimizer's moments: 3 x the weights. It cannot go on."""
+    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.state.clear()
+    trim_allocator()
+
+
 def new_scaler(precision: str, device: str) -> torch.amp.GradScaler:
     """The gradient scaler that fp16 needs; one that does nothing for the other precisions."""
     return torch.amp.GradScaler(device, enabled=precision == "fp16")
