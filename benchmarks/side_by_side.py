@@ -116,7 +116,13 @@ def fresh(work: Callable[..., T], *arguments: Any) -> T:
 
 
 def show(report: Report) -> None:
-    """Print a table for people, then one line of JSON for documents. Ends the script with 1 if a check failed."""
+    """`tell`, and end the script with 1 if a check failed."""
+    if not tell(report):
+        raise SystemExit(1)
+
+
+def tell(report: Report) -> bool:
+    """Print a table for people, then one line of JSON for documents. Says whether no check failed."""
     print(f"\n{report.claim}    wanted: {report.wanted}")
     if report.samples:
         width = max(map(len, report.samples))
@@ -134,8 +140,8 @@ def show(report: Report) -> None:
     print("device   " + ", ".join(f"{name} {value}" for name, value in device.items()))
     print("JSON " + json.dumps({**asdict(report), "summaries": {n: asdict(s) for n, s in report.summaries().items()}
                                 if report.samples else {}, "device": device}))  # fmt: skip
-    if any(check.passed is False for check in report.checks):
-        raise SystemExit(1)
+    sys.stdout.flush()
+    return all(check.passed is not False for check in report.checks)
 
 
 def short(value: float) -> str:

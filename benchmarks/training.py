@@ -5,8 +5,9 @@ within 1e-4), 8 times in bf16 where the processor has it.
 
 The same numbers are looked for in two ways. In float64 both networks and optimizers must agree for 50 steps. In fp32
 every rounding grows with each step (Adam divides small gradients by their own size): the plain script with its first
-weights moved by 1e-7 leaves itself by more than 1e-4 within 50 steps at some sizes. So dftrack may differ from the
-plain script by 1e-4, or by as much as the plain script differs from itself after such a nudge; both are printed.
+weights moved by 1e-7 leaves itself by more than 1e-4 within 50 steps at some sizes. So the check of 1e-4 may
+say NOT SO (and the script end with 1) where nothing is wrong; the line below it holds dftrack to twice what such a
+nudge does to the plain script itself.
  Reading is included on both sides: the plain script opens
 files with PIL at every step, dftrack takes rows of its decoded array (made before, see reading.py).
 `tuned` is the plain script with the settings everybody can reach: channels_last, fused Adam, bf16 autocast if native.
@@ -173,7 +174,8 @@ def same_numbers(task: Task, expected: list[float], found: list[float], exact_si
         said += f", within {SAME:.0e} for {steps} of them; the plain script nudged by {NUDGE:.0e}: {own:.1e}"
     return [
         Check(f"losses within {SAME:.0e} in float64 at {exact_size} px", exact <= SAME, f"{exact:.1e}"),
-        Check(f"losses of fp32 within {SAME:.0e}, or within a nudge", apart <= max(SAME, 2 * own), said),
+        Check(f"losses of fp32 within {SAME:.0e}", apart <= SAME, said),
+        Check(f"losses of fp32 within {SAME:.0e}, or twice the nudge's", apart <= max(SAME, 2 * own), f"{apart:.1e}"),
     ]
 
 
