@@ -7,7 +7,7 @@ The same numbers are looked for in steps. dftrack's loop and the plain loop arou
 tensors, must agree bit for bit in fp32. Both networks with their optimizers must agree in float64. The losses of fp32
 of dftrack and the plain script themselves need not stay within 1e-4: one pooling window whose two largest values are
 nearly equal, chosen otherwise, is enough to part them, and the plain script parts from itself in the same way when
-only its memory layout changes or its first weights move by 1e-7 (--nudges). So NOT SO to 1e-4 may stand where nothing is
+only its memory layout changes or its first weights move by 1e-7 (--nudges). NOT SO to 1e-4 may stand where nothing is
 wrong; the line below it holds dftrack to twice what those changes do to the plain script.
 
 Reading is included on both sides: the plain script opens
