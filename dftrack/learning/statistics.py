@@ -68,7 +68,7 @@ def group_intervals(
     on the metric: fewer than their count if their sizes differ. A metric of exactly 0 or 1 has no error to resample;
     it gets Wilson's interval for g pictures. Why not percentiles: with 60 groups of 1 to 10 pictures and an AUC of 0.97
     they held the true AUC in 89 to 91 % of the samples (too narrow, not skewed enough near 1), BCa in 92 to 94 %, this
-    in 94 to 95 %; over all metrics and settings it was 93 to 97 %, lowest for log loss, Brier and average precision,
+    in 94 to 95 %; over all metrics and settings it was 92 to 97 %, lowest for log loss, Brier and average precision,
     and 95 to 99 % with 8 groups. benchmarks/coverage.py measures it.
     Sources: Hesterberg 2015 (narrowness of the percentiles, t for z), Pepe 2003 (logit of the AUC), Korn and Graubard
     1998 and Dean and Pagano 2015 (shares in clustered samples), Kish 1965.
