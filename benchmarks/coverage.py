@@ -6,6 +6,8 @@ Wanted: between 93 and 97 % for each metric and setting, within the Monte-Carlo 
 Groups hold 1 to 10 pictures. A picture's margin is normal with variance 1, of which the share RHO is its group's own:
 so a real is N(-d/2, 1), a fake N(d/2, 1), AUC = Phi(d / sqrt 2), and each metric of the world follows from two
 normal distributions. Half the settings give a group one class (a video), the others mix (a scene).
+These worlds, and their samples, are not those on which the kind of interval was chosen (AUC 0.65, 0.8, 0.9 and 0.97,
+RHO 0.4, SHARPNESS 1.5): choosing and reporting on the same would flatter.
 """
 
 import math
@@ -25,10 +27,11 @@ from dftrack.learning import metrics
 from dftrack.learning.bootstrap import MEASURES
 from dftrack.learning.statistics import group_intervals
 
-RHO = 0.4  # share of a margin's variance that the pictures of a group have in common
-SHARPNESS = 1.5  # logits for one standard deviation of the margin
+RHO = 0.5  # share of a margin's variance that the pictures of a group have in common
+SHARPNESS = 2.0  # logits for one standard deviation of the margin
 THRESHOLD = 0.55
-AUCS, GROUPS = (0.65, 0.8, 0.9, 0.97), (60, 200)
+AUCS, GROUPS = (0.7, 0.85, 0.95), (60, 200)
+FIRST_SEED = 1_000_000
 GRID = 200_000  # quantiles of each class that stand for the world
 
 
@@ -86,9 +89,10 @@ def main(simulations: int, measures: Sequence[str]) -> None:
     """Print coverage in per cent, a line for each setting, a column for each metric; outside 93 to 97 is marked."""
     print(f"{simulations} simulations; Monte-Carlo error {100 * math.sqrt(0.95 * 0.05 / simulations):.1f} points")
     print(f"{'':22}" + "".join(f"{name[:11]:>13}" for name in measures))
+    seeds = range(FIRST_SEED, FIRST_SEED + simulations)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for setting in settings():
-            found = list(pool.map(one, repeat(setting), range(simulations), repeat(setting.truth()), chunksize=20))
+            found = list(pool.map(one, repeat(setting), seeds, repeat(setting.truth()), chunksize=20))
             print(f"{setting!s:22}", end="")
             for name in measures:
                 held = [answer[name] for answer in found if answer[name] is not None]

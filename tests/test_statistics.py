@@ -107,6 +107,38 @@ def test_the_bootstrap_error_of_a_mean_is_the_textbook_one_over_groups() -> None
     assert (found.high - found.low) / 2 == pytest.approx(stats.t.ppf(0.975, 149) * se, rel=0.06)
 
 
+def test_the_interval_of_a_mean_loss_is_the_studentised_bootstrap_or_students_t_whichever_reaches_further() -> None:
+    """The oracle resamples one by one, in plain Python, with another generator."""
+    scores, labels, groups = draw(12, groups=30)
+    found = group_intervals(scores, labels, groups, resamples=6000)["log_loss"]
+    losses = -np.log(np.where(labels == 1, scores, 1 - scores))
+    names = sorted(set(groups))
+    parts = [losses[[group == name for group in groups]] for name in names]
+
+    def log_mean(of: list[np.ndarray]) -> tuple[float, float]:
+        mean = np.concatenate(of).mean()
+        residuals = np.array([np.sum(part - mean) for part in of])
+        error = math.sqrt(len(of) / (len(of) - 1) * float(residuals @ residuals)) / sum(map(len, of))
+        return math.log(mean), error / mean
+
+    random = np.random.default_rng(99)
+    center, error = log_mean(parts)
+    drawn = [log_mean([parts[i] for i in random.integers(0, len(parts), len(parts))]) for _ in range(6000)]
+    low, high = np.quantile([(mean - center) / own for mean, own in drawn], [0.025, 0.975])
+    sizes = np.array([len(part) for part in parts])
+    reach = stats.t.ppf(0.975, sizes.sum() ** 2 / float(sizes @ sizes) - 1)
+    assert found is not None and -low > reach > high, "this sample shows both"
+    assert math.log(found.high) == pytest.approx(center - low * error, abs=0.06 * error)
+    assert math.log(found.low) == pytest.approx(center - reach * error, abs=1e-9)
+
+
+def test_a_loss_that_only_one_group_varies_has_no_interval_and_raises_nothing() -> None:
+    scores, labels = np.full(24, 0.3), np.zeros(24, dtype=np.int64)
+    scores[0] = 0.9
+    found = group_intervals(scores, labels, [str(i // 2) for i in range(24)])
+    assert found["log_loss"] is None and found["brier"] is None
+
+
 def test_intervals_hold_their_value_and_are_the_same_for_the_same_seed() -> None:
     scores, labels, groups = draw(5, groups=60)
     found = group_intervals(scores, labels, groups, 0.6)

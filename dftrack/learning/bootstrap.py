@@ -6,6 +6,7 @@ are sorted by score once; each resample is then two cumulative sums, and all met
 (resamples, groups) matrix of draws with sums per group. Source: Davison and Hinkley 1997, section 3.8 (clusters).
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ MEASURES = (
     "accuracy", "balanced_accuracy", "precision", "recall", "f1",
     "roc_auc", "average_precision", "eer", "log_loss", "brier",
 )  # fmt: skip
+MEANS = {"log_loss": 4, "brier": 5}  # those that are a mean over the pictures: their column of Case.sums
 AT_ONCE = 1 << 18  # weights in memory at a time: 2 MB a table, of which there are about ten
 
 Floats = NDArray[np.float64]
@@ -76,6 +78,30 @@ def resample(case: Case, resamples: int, seed: int, measures: Sequence[str] = ME
     at_once = max(1, AT_ONCE // max(len(case.group), case.groups))
     parts = [weighted(case, counts, measures) for counts in draws(case.groups, resamples, seed, at_once)]
     return {name: np.concatenate([part[name] for part in parts]) for name in measures}
+
+
+def pivots(case: Case, name: str, resamples: int, seed: int) -> tuple[Floats, float]:
+    """Of one of MEANS: (resamples,) its studentised values on the logarithm, and the error they are multiples of.
+
+    A value is (log of the resample's mean - log of the case's own) / the resample's own standard error; where that
+    error is 0 it is infinite or NaN. The error is the linearised one of a ratio of group sums, on the logarithm.
+    Source: Davison and Hinkley 1997, section 5.2.
+    """
+    at_once = max(1, AT_ONCE // case.groups)
+    (center,), (error,) = _mean_and_error(case, name, np.ones((1, case.groups)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = [_mean_and_error(case, name, counts) for counts in draws(case.groups, resamples, seed, at_once)]
+        return np.concatenate([(mean - center) / own for mean, own in parts]), float(error)
+
+
+def _mean_and_error(case: Case, name: str, counts: Floats) -> tuple[Floats, Floats]:
+    """(r,) the logarithm of the mean and its standard error, for each row of weights. counts: (r, G)."""
+    of, pictures = case.sums[:, MEANS[name]], case.sums[:, :4].sum(axis=1)  # (G,) each
+    total, n = counts @ of, counts @ pictures
+    mean = total / n
+    squares = counts @ of**2 - 2 * mean * (counts @ (of * pictures)) + mean**2 * (counts @ pictures**2)
+    scale = math.sqrt(case.groups / (case.groups - 1))
+    return np.log(mean), scale * np.sqrt(np.maximum(squares, 0.0)) / total
 
 
 def weighted(case: Case, counts: Floats, measures: Sequence[str] = MEASURES) -> dict[str, Floats]:

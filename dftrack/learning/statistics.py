@@ -16,7 +16,7 @@ from scipy.special import expit
 
 from dftrack.errors import MetricError
 from dftrack.learning import metrics
-from dftrack.learning.bootstrap import MEASURES, Case, Floats, make_case, resample
+from dftrack.learning.bootstrap import MEANS, MEASURES, Case, Floats, make_case, pivots, resample
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, FloatArray, IntArray
 
 LEVEL = 0.95
@@ -25,7 +25,6 @@ LEAST_GROUPS = 6  # of five, even if all agree, a two-sided sign test gives p = 
 LEAST_EFFECTIVE = 4.0  # Kish's number: where one group outweighs all others, its luck is all that is seen
 MOST_UNDEFINED = 0.05  # share of the resamples in which a metric may be undefined
 CERTAIN = 1e-12  # a standard error below is rounding
-UNBOUNDED = ("log_loss",)  # all other metrics lie in [0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +63,14 @@ def group_intervals(
     over 5 % of the resamples leave it undefined (those few are dropped). Unfit labels or groups raise MetricError.
 
     The bootstrap gives the standard error, times sqrt(g / (g - 1)). The interval is Student's t with g - 1 degrees of
-    freedom on the logit (of the log loss: on the logarithm), where g is Kish's effective number of the groups that bear
-    on the metric: fewer than their count if their sizes differ. A metric of exactly 0 or 1 has no error to resample;
-    it gets Wilson's interval for g pictures. Why not percentiles: with 60 groups of 1 to 10 pictures and an AUC of 0.97
+    freedom on the logit, where g is Kish's effective number of the groups that bear on the metric: fewer than their
+    count if their sizes differ. A metric of exactly 0 or 1 has no error to resample; it gets Wilson's interval for g
+    pictures. Log loss and Brier score are means of skewed losses: theirs is the studentised bootstrap on the logarithm,
+    neither side shorter than Student's t. Why not percentiles: with 60 groups of 1 to 10 pictures and an AUC of 0.97
     they held the true AUC in 89 to 91 % of the samples (too narrow, not skewed enough near 1), BCa in 92 to 94 %, this
-    in 94 to 95 %; over all metrics and settings it was 92 to 97 %, lowest for log loss, Brier and average precision,
-    and 95 to 99 % with 8 groups. benchmarks/coverage.py measures it.
+    in 94 to 95 %. docs/judge-and-verify.md says what it reaches for every metric; benchmarks/coverage.py measures it.
     Sources: Hesterberg 2015 (narrowness of the percentiles, t for z), Pepe 2003 (logit of the AUC), Korn and Graubard
-    1998 and Dean and Pagano 2015 (shares in clustered samples), Kish 1965.
+    1998 and Dean and Pagano 2015 (shares in clustered samples), Davison and Hinkley 1997 (studentised), Kish 1965.
     """
     points = metrics.summarise(scores, labels, threshold)
     if len(groups) != len(labels):
@@ -82,8 +81,15 @@ def group_intervals(
     case = make_case(scores, labels, groups, threshold)
     if case.groups < LEAST_GROUPS:
         return nothing
-    values, units = resample(case, resamples, seed), _units(case)
-    return {name: _interval(name, points[name], values[name], units[name], level) for name in MEASURES}
+    units, shares = _units(case), [name for name in MEASURES if name not in MEANS]
+    found = nothing | {
+        name: _interval(points[name], values, units[name], level)
+        for name, values in resample(case, resamples, seed, shares).items()
+    }
+    for name in MEANS:
+        if (point := points[name]) and not units[name].too_few:  # a loss of exactly 0 has no error to resample
+            found[name] = _mean_interval(name, point, pivots(case, name, resamples, seed), units[name], level)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +98,11 @@ class _Units:
 
     count: int
     effective: float
+
+    @property
+    def too_few(self) -> bool:
+        """Whether nothing can be told of an error."""
+        return self.count < LEAST_GROUPS or self.effective < LEAST_EFFECTIVE
 
 
 def _units(case: Case) -> Mapping[str, _Units]:
@@ -109,31 +120,44 @@ def _worth(sizes: Floats) -> _Units:
     return _Units(int(np.sum(sizes > 0)), total**2 / float(sizes @ sizes) if total else 0.0)
 
 
-def _interval(name: str, point: float | None, values: Floats, units: _Units, level: float) -> Interval | None:
+def _interval(point: float | None, values: Floats, units: _Units, level: float) -> Interval | None:
     spread = _spread(values, units)
     if point is None or spread is None:
         return None
-    reach = float(stats.t.ppf((1 + level) / 2, units.effective - 1))
-    edge = point <= 0 or (point >= 1 and name not in UNBOUNDED)
-    if edge:
-        return None if name in UNBOUNDED else _wilson(point, units.effective, reach)
+    reach = _reach(units, level)
+    if point <= 0 or point >= 1:
+        return _wilson(point, units.effective, reach)
     if spread < CERTAIN:
         return None  # the same in every resample, and yet not certain: nothing is known of its error
-    if name in UNBOUNDED:
-        factor = math.exp(reach * spread / point)
-        return Interval(point / factor, point * factor)
     logit, half = math.log(point / (1 - point)), reach * spread / (point * (1 - point))
     return Interval(float(expit(logit - half)), float(expit(logit + half)))
+
+
+def _mean_interval(
+    name: str, point: float, studentised: tuple[Floats, float], units: _Units, level: float
+) -> Interval | None:
+    """Of a mean of losses; None if all are equal, or so few differ that no end can be told."""
+    values, error = studentised
+    defined = values[np.isfinite(values)]
+    if error < CERTAIN or len(defined) < (1 - MOST_UNDEFINED) * len(values):
+        return None
+    reach = _reach(units, level)
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    with np.errstate(over="ignore"):
+        ends = point * np.exp(np.array([-max(reach, high), max(reach, -low)]) * error)
+    found = Interval(float(ends[0]), float(ends[1] if name == "log_loss" else min(ends[1], 1.0)))
+    return found if math.isfinite(found.high) else None
+
+
+def _reach(units: _Units, level: float) -> float:
+    """How many standard errors an interval goes to each side."""
+    return float(stats.t.ppf((1 + level) / 2, units.effective - 1))
 
 
 def _spread(values: Floats, units: _Units) -> float | None:
     """Standard error of a measure, None if it cannot be told. A bootstrap's is too small by sqrt(1 - 1 / groups)."""
     defined = values[np.isfinite(values)]
-    if (
-        units.count < LEAST_GROUPS
-        or units.effective < LEAST_EFFECTIVE
-        or len(defined) < max(2, (1 - MOST_UNDEFINED) * len(values))
-    ):
+    if units.too_few or len(defined) < max(2, (1 - MOST_UNDEFINED) * len(values)):
         return None
     return float(np.std(defined, ddof=1)) * math.sqrt(units.effective / (units.effective - 1))
 
