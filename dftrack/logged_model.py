@@ -1,6 +1,6 @@
 """How a model is laid down in MLflow: weights and settings as files, and the code that scores; no pickle anywhere.
 
-A part of the door to MLflow: only `tracking` and `registered` call it.
+A part of the door to MLflow: only `tracking`, `recorder` and `registered` call it.
 """
 
 import hashlib

@@ -1,86 +1,46 @@
 """The one door to MLflow: a Tracker finds and starts runs, a Run records one experiment. Nothing else knows MLflow.
 
-`store` (where it all lies), `page` (the MLflow page) and `logged_model` (a model's files) stand behind the same door.
+`store` (where it all lies), `recorder` (a run), `page` (the MLflow page) and `logged_model` (a model's files) stand
+behind the same door.
 """
 
-import contextlib
-import csv
-import io
-import json
-import math
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store, speaking
 
 # store is imported first: it sets the switches that MLflow reads while it is imported itself
 # isort: split
-from mlflow.data.dataset_source import DatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
+from mlflow.entities import ViewType
 
 from dftrack import logged_model
 from dftrack.config import Value
 from dftrack.errors import StoreError
-from dftrack.files import write_bytes
 from dftrack.page import Page, serve_ui
 from dftrack.page_view import View, offer
+from dftrack.recorder import (
+    CHANGED_TAG,
+    END_TAG,
+    EPOCH_METRIC,
+    KEY_TAG,
+    PAGE_TAGS,
+    PARENT_TAG,
+    REASON_TAG,
+    UNDEFINED_TAG,
+    Run,
+    RunRecord,
+    inside,
+    page_tags,
+)
 from dftrack.redaction import scrub
 from dftrack.registered import Registered, content_tag, model_folder
 
-__all__ = ["Page", "Run", "RunRecord", "Store", "Tracker", "open_tracker", "prepare_store", "scrub", "serve_ui"]
-
-KEY_TAG = "dftrack.key"  # our own name of a run: a second attempt to start it finds the first
-END_TAG = "dftrack.end"  # how it ended, finer than MLflow's status: see ENDS
-REASON_TAG = "dftrack.reason"
-UNDEFINED_TAG = "dftrack.undefined"  # metrics that have no value, like the AUC of a split with one class
-CHANGED_TAG = "dftrack.resumed_with"  # settings that a resumed run was given anew; its parameters keep the first
-PARENT_TAG = "mlflow.parentRunId"
-ENDS = {"FINISHED": ("complete",), "KILLED": ("interrupted", "pruned", "paused"), "FAILED": ("failed",)}
-EPOCH_METRIC = "epoch"  # recorded with each epoch's metrics: its history says which epochs are in
-LONGEST_TAG = 5000  # characters; MLflow's own limit is 8000
-LONGEST_PARAM = 6000  # characters; MLflow cuts a longer one silently
-BATCH = 100  # parameters or tags in one call: the REST limit
-TEXT_SUFFIXES = frozenset({
-    ".cfg", ".csv", ".diff", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".patch", ".py", ".toml", ".tsv",
-    ".txt", ".xml", ".yaml", ".yml",
-})  # fmt: skip
-
-# Our names of tags that the MLflow page knows under names of its own.
-_PAGE_TAGS = {
-    "user": "mlflow.user",
-    "source": "mlflow.source.name",
-    "commit": "mlflow.source.git.commit",
-    "branch": "mlflow.source.git.branch",
-    "note": "mlflow.note.content",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """What the store knows of one run."""
-
-    run_id: str
-    name: str
-    status: str  # RUNNING, FINISHED, KILLED or FAILED
-    tags: Mapping[str, str]
-    settings: Mapping[str, str]  # dotted name -> value as text
-    metrics: Mapping[str, float]  # last values
-    start_time: float  # seconds since 1970
-    end_time: float | None  # seconds since 1970; None while it runs
-    parent: str | None
-    artifact_uri: str
-    experiment_id: str
-
-    @property
-    def end(self) -> str:
-        """How it ended: complete, interrupted, pruned, paused or failed; "" while it runs."""
-        return self.tags.get(END_TAG, "")
+__all__ = [
+    "CHANGED_TAG", "KEY_TAG", "PARENT_TAG", "REASON_TAG", "UNDEFINED_TAG",
+    "Page", "Run", "RunRecord", "Store", "Tracker", "open_tracker", "prepare_store", "scrub", "serve_ui",
+]  # fmt: skip
 
 
 def open_tracker(store: Path, experiment: str = "dftrack") -> "Tracker":
@@ -122,9 +82,9 @@ class Tracker:
         if found:
             run = self.resume_run(found[0].run_id)
         else:
-            own = _tags(tags) | {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
+            own = page_tags(tags) | {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
             run = Run(self._connection, self._create(name, key, own))
-        run._set_settings(settings)
+        run.set_settings(settings)
         return run
 
     def _create(self, name: str, key: str, tags: Mapping[str, str]) -> RunRecord:
@@ -217,7 +177,7 @@ class Tracker:
         deleted: those marked as deleted, instead of the others.
         """
         wanted = dict(tags or {}) | ({PARENT_TAG: parent} if parent else {})
-        conditions = [f"tags.`{_PAGE_TAGS.get(name, name)}` = {_quoted(value)}" for name, value in wanted.items()]
+        conditions = [f"tags.`{PAGE_TAGS.get(name, name)}` = {_quoted(value)}" for name, value in wanted.items()]
         if status:
             conditions.append(f"attributes.status = {_quoted(status)}")
         return self._search(" and ".join(conditions), limit, deleted=deleted)
@@ -251,11 +211,11 @@ class Tracker:
         """
         record = self.find_run(run_id)
         if folder := local_path(record.artifact_uri):
-            if (folder / _inside(path)).exists():
+            if (folder / inside(path)).exists():
                 return folder / path
             raise StoreError(f"run {record.run_id[:12]} has no artifact {path}")
         with speaking(self._connection.uri):
-            return Path(self._client.download_artifacts(record.run_id, str(_inside(path))))
+            return Path(self._client.download_artifacts(record.run_id, str(inside(path))))
 
     def drop_model(self, run_id: str) -> bool:
         """Delete the model that a run logged, weights and all. Returns whether there was one."""
@@ -282,8 +242,8 @@ class Tracker:
         """The names of what lies in the artifact folder `folder` of a run, sorted; none if there is no such folder."""
         record = self.find_run(run_id)
         if place := local_path(record.artifact_uri):
-            inside = place / _inside(folder) if folder else place
-            return sorted(file.name for file in inside.iterdir()) if inside.is_dir() else []
+            shown = place / inside(folder) if folder else place
+            return sorted(file.name for file in shown.iterdir()) if shown.is_dir() else []
         with speaking(self._connection.uri):
             found = self._client.list_artifacts(record.run_id, folder or None)
         return sorted(PurePosixPath(file.path).name for file in found)
@@ -299,224 +259,6 @@ class Tracker:
                 "only a completed run has one",
             )
         return folder
-
-
-class Run:
-    """Records one experiment. Every text is scrubbed of secrets before it is stored."""
-
-    def __init__(self, connection: Connection, record: RunRecord, steps: set[int] | None = None) -> None:
-        self.record = record  # as it was when started or resumed
-        self._connection, self._client = connection, connection.client
-        self._steps = set(steps or ())  # epochs that are recorded
-        self._undefined = set(filter(None, record.tags.get(UNDEFINED_TAG, "").split(", ")))
-        self._stamped: dict[str, tuple[float, int, int]] = {}  # metric -> (value, time in ms, step)
-
-    @property
-    def run_id(self) -> str:
-        """32 hexadecimal digits."""
-        return self.record.run_id
-
-    def log_epoch(self, step: int, metrics: Mapping[str, float | None]) -> bool:
-        """Record one epoch in one call. Does nothing and returns False if this epoch is in already.
-
-        None and what is not finite is undefined: left out of the metrics and named in a tag (MLflow stores an infinity
-        as 1.8e308, which would sort first).
-        """
-        assert EPOCH_METRIC not in metrics, f"{EPOCH_METRIC!r} is recorded by log_epoch itself"
-        if step in self._steps:
-            return False
-        self._log({**metrics, EPOCH_METRIC: float(step)}, step, mark=f"@{step}")
-        self._steps.add(step)
-        return True
-
-    def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
-        """Record values that belong to the run as a whole, undefined ones by name as in `log_epoch`.
-
-        A value that the run had already when it was started or resumed is not recorded again.
-        """
-        had = self.record.metrics
-        self._log({name: value for name, value in metrics.items() if value is None or had.get(name) != value}, 0, "")
-
-    def forget_epochs(self, first: int) -> None:
-        """Let the epochs from `first` on be recorded again: what is in of them was overtaken (see `metric_history`)."""
-        self._steps = {step for step in self._steps if step < first}
-
-    def _log(self, metrics: Mapping[str, float | None], step: int, mark: str) -> None:
-        defined = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
-        undefined = {name + mark for name in metrics if name not in defined}
-        now = int(time.time() * 1000)
-        tags = []
-        if undefined - self._undefined:
-            self._undefined |= undefined
-            tags = [RunTag(UNDEFINED_TAG, _cut(", ".join(sorted(self._undefined)), LONGEST_TAG))]
-        self._stamped |= {name: (value, now, step) for name, value in defined.items()}
-        with self._speaking():
-            self._client.log_batch(
-                self.run_id, [Metric(name, value, now, step) for name, value in defined.items()], (), tags
-            )
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set or replace tags; "user", "source", "commit", "branch" and "note" show in the page's own places."""
-        items = [RunTag(name, value) for name, value in _tags(tags).items()]
-        with self._speaking():
-            for start in range(0, len(items), BATCH):
-                self._client.log_batch(self.run_id, tags=items[start : start + BATCH])
-
-    def _set_settings(self, settings: Mapping[str, Value]) -> None:
-        """Record settings as parameters; one that is recorded keeps its value, and a tag tells of the change."""
-        texts = {name: scrub(str(value)) for name, value in settings.items()}
-        for name, text in texts.items():
-            assert len(text) <= LONGEST_PARAM, (
-                f"setting {name} has {len(text)} characters: MLflow would cut it silently"
-            )
-        known = self.record.settings
-        new = [Param(name, text) for name, text in texts.items() if name not in known]
-        with self._speaking():
-            for start in range(0, len(new), BATCH):
-                self._client.log_batch(self.run_id, params=new[start : start + BATCH])
-        if changed := [f"{name}={text}" for name, text in texts.items() if known.get(name, text) != text]:
-            self.set_tags({CHANGED_TAG: ", ".join(changed)})
-
-    def log_text(self, text: str, path: str) -> None:
-        """Store `text` as the artifact `path`, like "report/summary.md"; replaces an older one."""
-        self._put(scrub(text).encode(errors="backslashreplace"), path)
-
-    def log_json(self, value: Any, path: str) -> None:
-        """Store plain data (dicts, lists, numbers, texts) as a JSON artifact; NaN and infinity are refused."""
-        self.log_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
-
-    def log_bytes(self, content: bytes, path: str) -> None:
-        """Store bytes as they are: a PNG shows in the page. Nothing is scrubbed; texts go through `log_text`."""
-        self._put(content, path)
-
-    def log_file(self, source: Path, folder: str = "") -> None:
-        """Store a file under its own name in the artifact folder `folder`; texts are scrubbed, other files are not."""
-        content = source.read_bytes()
-        if source.suffix.lower() in TEXT_SUFFIXES:
-            content = scrub(content.decode(errors="replace")).encode()
-        self._put(content, str(PurePosixPath(folder) / source.name))
-
-    def log_table(self, columns: Mapping[str, Sequence[object]], path: str) -> None:
-        """Store a table as CSV (".csv" is added if missing): the page shows it, and any program reads it.
-
-        columns: name -> values, all of the same length; None and NaN become an empty cell.
-        """
-        lengths = {name: len(values) for name, values in columns.items()}
-        assert len(set(lengths.values())) == 1, f"columns differ in length: {lengths}"
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*([_cell(value) for value in values] for values in columns.values()), strict=True))
-        self.log_text(text.getvalue(), path if path.endswith(".csv") else f"{path}.csv")
-
-    def log_dataset(
-        self, source: str, digest: str, counts: Mapping[str, Mapping[str, int]], splits: Sequence[str] = ()
-    ) -> None:
-        """Record which pictures were used as the run's dataset input; recording it again adds nothing.
-
-        digest: at most 36 characters. counts: split -> class -> pictures. splits: those that were opened, all if empty.
-        """
-        assert len(digest) <= 36, f"MLflow keeps 36 characters of a digest, got {len(digest)}"
-        source = scrub(source)
-        described = _Pictures(_Source(source), Path(source).name or source, digest, counts)
-        tags = [InputTag("mlflow.data.context", ", ".join(splits or counts))]
-        with self._speaking():
-            inputs = self._client.get_run(self.run_id).inputs
-            if all(known.dataset.digest != digest for known in (inputs.dataset_inputs if inputs else ())):
-                self._client.log_inputs(self.run_id, [DatasetInput(described._to_mlflow_entity(), tags)])
-
-    def log_model(self, folder: Path, metrics: Mapping[str, float | None], step: int = 0) -> str:
-        """Log the detector saved in `folder` as an MLflow model without pickle; returns its URI (models:/m-...).
-
-        metrics: what this model reaches, shown beside it, after `step` epochs. One that the run has recorded with this
-        value is that very point, not another. The same weights logged twice make one model.
-        """
-        now = int(time.time() * 1000)
-        points = {}
-        for name, value in metrics.items():
-            if value is not None and math.isfinite(value):
-                known = self._stamped.get(name)
-                points[name] = known if known and known[0] == value else (value, now, step)
-        with self._speaking():
-            return logged_model.log(self._client, self.run_id, folder, points)
-
-    def finish(self, status: str, *, end: str = "", reason: str = "", trace: str = "") -> None:
-        """Close the run as FINISHED, KILLED or FAILED.
-
-        end: complete, interrupted, pruned, paused or failed (from `status` if empty); reason: one line for a person;
-        trace: a traceback, kept as an artifact.
-        """
-        end = end or ENDS[status][0]
-        assert end in ENDS[status], f"a run that is {status} ends {' or '.join(ENDS[status])}, not {end}"
-        if trace:
-            with contextlib.suppress(StoreError):  # the reason matters more than its details
-                self.log_text(trace, "failure/traceback.txt")
-        self.set_tags({END_TAG: end} | ({REASON_TAG: reason} if reason else {}))
-        with self._speaking():
-            self._client.set_terminated(self.run_id, status)
-
-    def _put(self, content: bytes, path: str) -> None:
-        """Store an artifact, all or nothing where it is a local file."""
-        inside = _inside(path)
-        if folder := local_path(self.record.artifact_uri):
-            write_bytes(folder / inside, content)
-            return
-        with tempfile.TemporaryDirectory() as aside, self._speaking():
-            file = Path(aside) / inside.name
-            file.write_bytes(content)
-            parent = str(inside.parent)
-            self._client.log_artifact(self.run_id, str(file), None if parent == "." else parent)
-
-    def _speaking(self) -> contextlib.AbstractContextManager[None]:
-        return speaking(self._connection.uri)
-
-
-class _Source(DatasetSource):
-    """Where the pictures come from: "sample", or a folder's path. Nothing can be loaded through MLflow."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @staticmethod
-    def _get_source_type() -> str:
-        return "dftrack"
-
-    def load(self) -> Any:
-        raise NotImplementedError("dftrack reads its own pictures")
-
-    @staticmethod
-    def _can_resolve(raw_source: Any) -> bool:
-        return False
-
-    @classmethod
-    def _resolve(cls, raw_source: Any) -> "_Source":
-        raise NotImplementedError("dftrack reads its own pictures")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"uri": self._name}
-
-    @classmethod
-    def from_dict(cls, source_dict: dict[Any, Any]) -> "_Source":
-        return cls(source_dict["uri"])
-
-
-class _Pictures(MetaDataset):
-    """A data set of pictures, described by its digest and by how many of each class every split holds."""
-
-    def __init__(self, source: _Source, name: str, digest: str, counts: Mapping[str, Mapping[str, int]]) -> None:
-        self._counts = counts
-        super().__init__(source, name=name, digest=digest)
-
-    @property
-    def profile(self) -> dict[str, Any]:
-        """What the page shows of it: the number of pictures, in all and by split and class."""
-        return {"pictures": sum(sum(classes.values()) for classes in self._counts.values())} | {
-            split: dict(classes) for split, classes in self._counts.items()
-        }
-
-    def to_dict(self) -> dict[str, str]:
-        """Every field as text, as MLflow stores it."""
-        return {**super().to_dict(), "profile": json.dumps(self.profile)}
 
 
 def _record(run: MlflowRun) -> RunRecord:
@@ -536,30 +278,7 @@ def _record(run: MlflowRun) -> RunRecord:
     )
 
 
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Scrubbed, cut to what MLflow keeps, under the names the page knows."""
-    named = {_PAGE_TAGS.get(name, name): _cut(scrub(str(value)), LONGEST_TAG) for name, value in tags.items()}
-    if "mlflow.source.name" in named:
-        named["mlflow.source.type"] = "LOCAL"
-    return named
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 40]}... [cut: {len(text)} characters]"
-
-
-def _cell(value: object) -> object:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
 def _quoted(text: str) -> str:
     mark = '"' if "'" in text else "'"
     assert mark not in text, f"MLflow cannot search for a text with both kinds of quotes: {text!r}"
     return f"{mark}{text}{mark}"
-
-
-def _inside(path: str) -> PurePosixPath:
-    """`path` as an artifact path: relative, and never out of the run's folder."""
-    pure = PurePosixPath(path)
-    assert pure.parts and not pure.is_absolute() and ".." not in pure.parts, f"not an artifact path: {path!r}"
-    return pure

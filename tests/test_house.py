@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RECORD = (
     "dftrack.store",
     "dftrack.tracking",
+    "dftrack.recorder",
+    "dftrack.dataset_input",
     "dftrack.logged_model",
     "dftrack.scoring",
     "dftrack.page",
@@ -97,6 +99,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
 # A list of runs must come before MLflow or torch could be loaded.
 APART = {
     "dftrack.tracking": ("dftrack.learning.model", "dftrack.learning.training", "torch"),
+    "dftrack.recorder": ("dftrack.learning.model", "dftrack.learning.training", "torch"),
     "dftrack.run_index": ("dftrack.store", "dftrack.tracking", "torch", "numpy"),
 }
 
