@@ -45,7 +45,8 @@ def main(faces: Path, store: Path, times: int) -> None:
         for run in runs
     ]
     digests = [[hashlib.sha256(path.read_bytes()).hexdigest() for path in pair] for pair in files]
-    print(json.dumps({"killed": killed, "weights": [w for w, _ in digests], "predictions": [p for _, p in digests]}))
+    outcome = {"killed": killed, "weights": [w for w, _ in digests], "predictions": [p for _, p in digests]}
+    print(json.dumps({**outcome, "compiler": "torch._dynamo" in sys.modules}))
 
 
 def in_child(config: Config, store: Path, key: str, kill_after: float | None) -> bool:

@@ -218,6 +218,7 @@ def test_twenty_kills_at_random_moments_give_twenty_times_the_same_bits(faces: P
     assert trainings >= 21
     assert len(set(outcome["weights"])) == 1, f"the final weights differ: {outcome['weights']}"
     assert len(set(outcome["predictions"])) == 1
+    assert not outcome["compiler"], "a training imports torch._dynamo: see learning/optimizers.py"
     records = open_tracker(store).runs()
     assert len(records) == trainings + 1, "a killed training must go on in the same run"
     for record in records:

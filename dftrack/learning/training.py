@@ -17,10 +17,10 @@ from dftrack.errors import TrainingError
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
 from dftrack.learning.model import CHANNELS, FaceCNN, normalise
+from dftrack.learning.optimizers import new_optimizer
 from dftrack.runtime import trim_allocator, tune_allocator
 
 CUDA_LOSS_EVERY = 50  # steps between two readings of the loss on a card, where reading means waiting
-SGD_MOMENTUM = 0.9
 HEAP_MAP = 128 << 20  # bytes; larger maps in one heap cost more memory (0.5 GB at 224 px in fp32) than they save time
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,7 +71,7 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
     model = model.to(device)
     return State(
         model=model,
-        optimizer=_optimizer(model, config),
+        optimizer=new_optimizer(model.parameters(), config),
         scaler=new_scaler(precision, device),
         precision=precision,
         scores=torch.zeros(images, dtype=torch.float32, device=device),
@@ -197,14 +197,6 @@ def _epoch_metrics(state: State, batches: Batches, predictions: Predictions) -> 
         "time/images_per_second": batches.images / state.seconds,
         "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
     }
-
-
-def _optimizer(model: FaceCNN, config: TrainConfig) -> torch.optim.Optimizer:
-    parameters, rate, decay = model.parameters(), config.learning_rate, config.weight_decay
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, rate, momentum=SGD_MOMENTUM, weight_decay=decay, fused=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, rate, weight_decay=decay, fused=True)
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
