@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dftrack.render import UNDEFINED, number, out, plain, show_table
 from dftrack.study.case import Finding
 from dftrack.study.naming import trial_name
-from dftrack.study.report import StudySummary, cost, ranking, verdict
 from dftrack.study.status import StudyStatus
+from dftrack.study.summary import StudySummary, cost, ranking, verdict
 from dftrack.study.verdict import spread
 
 

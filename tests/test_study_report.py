@@ -19,7 +19,7 @@ from dftrack.document import Commands, Grid, Words, to_html, to_markdown
 from dftrack.study import report
 from dftrack.study.naming import trial_name
 from dftrack.study.records import Record
-from dftrack.study.report import FinalTraining, StudySummary
+from dftrack.study.summary import FinalTraining, StudySummary, best_record, cost, trials_table, verdict
 from dftrack.study.verdict import judge, spread
 
 PNG = b"\x89PNG\r\n\x1a\nxx"
@@ -119,23 +119,23 @@ def test_a_verdict_is_never_stronger_than_the_interval(values: list[float], base
 
 
 def test_what_pruning_saved_is_counted_at_each_trials_own_pace() -> None:
-    spent = report.cost(summary())
+    spent = cost(summary())
     assert (spent.epochs, spent.full_epochs, spent.saved_epochs) == (24, 50, 16)
     assert spent.saved_seconds == pytest.approx(9 * 5.0 + 7 * 10.0), "9 epochs at 5 s, 7 at 10 s"
     assert spent.seconds_per_epoch == pytest.approx(335 / 24)
-    assert report.cost(summary(seconds={})).saved_seconds is None, "without any time there is nothing to estimate from"
+    assert cost(summary(seconds={})).saved_seconds is None, "without any time there is nothing to estimate from"
 
 
 def test_the_best_is_the_best_by_the_studys_direction_and_ties_go_to_the_lower_number() -> None:
     tied = [record(3, "complete", [0.9]), record(2, "complete", [0.9]), record(1, "pruned", [0.99])]
-    best = report.best_record(tied, "maximize")
+    best = best_record(tied, "maximize")
     assert best is not None and best.number == 2, "a pruned trial never wins"
-    assert report.best_record(RECORDS, "minimize") == RECORDS[0]
-    assert report.best_record(RECORDS[2:], "maximize") is None
+    assert best_record(RECORDS, "minimize") == RECORDS[0]
+    assert best_record(RECORDS[2:], "maximize") is None
 
 
 def test_the_table_has_a_row_for_each_trial_and_survives_a_csv() -> None:
-    table = report.trials_table(summary())
+    table = trials_table(summary())
     assert {len(column) for column in table.values()} == {5}
     assert list(table)[:6] == ["number", "name", "status", "value", "epochs", "seconds"]
     assert set(BASELINE) < set(table)
@@ -203,16 +203,14 @@ def test_every_state_of_a_study_can_be_told_without_numbers_that_are_none(state:
     told = summary(**STATES[state])
     for text in (report.markdown(told), report.html(told, {})):
         assert not re.search(r"\b(nan|inf)\b", text, re.IGNORECASE), "undefined must be said in words"
-    assert report.trials_table(told)
+    assert trials_table(told)
     if state != "nothing yet" and state != "all failed":
-        assert report.verdict(told).word == "undefined" and "undefined" in report.markdown(told)
+        assert verdict(told).word == "undefined" and "undefined" in report.markdown(told)
 
 
 def test_a_baseline_that_wins_is_not_compared_with_itself() -> None:
     told = summary(records=RECORDS[:1], finals=finals(0.8, 0.81))
-    assert report.verdict(told).word == "not told apart" and "the winner is the baseline itself" in report.markdown(
-        told
-    )
+    assert verdict(told).word == "not told apart" and "the winner is the baseline itself" in report.markdown(told)
 
 
 class _Tags(HTMLParser):

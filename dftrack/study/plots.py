@@ -14,8 +14,8 @@ from dftrack.study.importance import Importance, comparable, importances
 from dftrack.study.interactive import Scene, page
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import Reader, Record
-from dftrack.study.report import best_record
 from dftrack.study.space import Choice, Space
+from dftrack.study.summary import best_record
 
 PAGE = "study/plots.html"
 HISTORY, CURVES, SLICES = "study/history.png", "study/curves.png", "study/slices.png"

@@ -32,8 +32,9 @@ from dftrack.study.naming import final_key, trial_key
 from dftrack.study.opening import OpenStudy, open_study
 from dftrack.study.plots import plots
 from dftrack.study.records import Reader, Record
-from dftrack.study.report import FinalTraining, StudySummary, cost, html, markdown, ranking, trials_table, verdict
+from dftrack.study.report import html, markdown
 from dftrack.study.storage import Storage
+from dftrack.study.summary import FinalTraining, StudySummary, cost, ranking, trials_table, verdict
 from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.study.verdict import spread
 from dftrack.study.worker import Work
