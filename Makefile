@@ -9,8 +9,10 @@ FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 ARGS ?=
 
 # One computing thread per test process: every core already has a process, and sums depend on the number of threads.
+# One process more than cores: tests that wait for a server or a browser leave theirs idle.
 TEST_ENV := OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+TESTERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 8 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup baseline study test test-all lint format types lock help-pages screenshots clean

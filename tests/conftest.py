@@ -1,4 +1,8 @@
-"""What every test may ask for: a store of its own, made in a moment as a copy of one that was migrated once."""
+"""What every test may ask for: a store of its own, made in a moment as a copy of one that was migrated once.
+
+Property tests try the same examples in every run, so that a red run is the fault of a change; new examples are sought
+with `--hypothesis-profile default`.
+"""
 
 import os
 import shutil
@@ -6,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

@@ -86,6 +86,18 @@ def picture(seed: int = 0, size: int = 24) -> bytes:
     return encode_png(np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8))
 
 
+class Slow:
+    """A judge that says when it has begun, and waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.going, self.begun = threading.Event(), threading.Semaphore(0)
+
+    def __call__(self, content: bytes) -> dict[str, object]:
+        self.begun.release()
+        self.going.wait(30)
+        return {"slow": True}
+
+
 def flat(width: int, height: int, kind: str = "PNG") -> bytes:
     """A small file of many pixels."""
     content = io.BytesIO()
@@ -235,13 +247,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(url: str) -> None:
 
 
 def test_who_is_slow_or_one_too_many_is_told_so_and_the_others_go_on(detector: Detector) -> None:
-    going, begun = threading.Event(), threading.Semaphore(0)
-
-    def slow(content: bytes) -> dict[str, object]:
-        begun.release()
-        going.wait(30)
-        return {"slow": True}
-
+    slow = Slow()
     with serving(detector, slow, Limits(seconds=1.5, at_once=1)) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
@@ -249,32 +255,28 @@ def test_who_is_slow_or_one_too_many_is_told_so_and_the_others_go_on(detector: D
             assert client.recv(100).startswith(b"HTTP/1.1 408")
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(ask, f"{url}/judge", picture())
-            assert begun.acquire(timeout=20)
+            assert slow.begun.acquire(timeout=20)
             refused = ask(f"{url}/judge", picture())
             assert refused.status == 503 and "1 requests are being worked on" in refused.said["error"]
             assert refused.headers["retry-after"] == "1"
             assert ask(f"{url}/ping").status == 200, "whoever only asks whether it lives is answered"
             assert first.result().status == 503 and "within 1.5 s" in first.result().said["error"]
         assert ask(f"{url}/judge", picture()).status == 503, "work that nobody waits for is still work"
-        going.set()
+        slow.going.set()
         assert _once_free(url).said == {"slow": True}
 
 
 def test_work_is_done_one_by_one_and_what_nobody_waits_for_any_more_is_not_begun(detector: Detector) -> None:
-    going, begun = threading.Event(), threading.Semaphore(0)
-
-    def slow(content: bytes) -> dict[str, object]:
-        begun.release()
-        going.wait(30)
-        return {"slow": True}
-
+    slow = Slow()
     with serving(detector, slow, Limits(seconds=0.5, at_once=4)) as url:
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: ask(f"{url}/judge", picture()), range(4)))
         assert [answer.status for answer in answers] == [503] * 4
-        going.set()
+        slow.going.set()
         assert _once_free(url).said == {"slow": True}
-    assert [begun.acquire(blocking=False) for _ in range(3)] == [True, True, False], "more than the first and the last"
+    assert [slow.begun.acquire(blocking=False) for _ in range(3)] == [True, True, False], (
+        "more than the first and the last"
+    )
 
 
 def _once_free(url: str) -> Answered:
