@@ -10,7 +10,8 @@ ARGS ?=
 
 # One computing thread per test process: every core already has a process, and sums depend on the number of threads.
 # One process more than cores: tests that wait for a server or a browser leave theirs idle.
-TEST_ENV := OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
+# Byte code is kept, whatever the environment says: the tests start some hundred processes.
+TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
 TESTERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 8 --dist worksteal
 

@@ -26,12 +26,13 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def template_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store nobody writes into. Its schema takes 2 to 8 s to make: once for the whole session."""
+    """A store nobody writes into. Its schema takes 2 to 8 s to make: once for all test processes."""
     from dftrack.tracking import prepare_store
 
     own = os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        folder = tmp_path_factory.mktemp("template") / "store"
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "template" / "store"
         prepare_store(folder)
         return folder
     finally:

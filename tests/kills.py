@@ -21,7 +21,7 @@ from dftrack.tracking import open_tracker
 def main(faces: Path, store: Path, times: int) -> None:
     config = Config(
         data=DataConfig(source=str(faces), image_size=16),
-        train=TrainConfig(epochs=3, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0.0),
+        train=TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, checkpoint_seconds=0.0),
     )
     chance = random.Random(20)
     for _ in run_experiment(config, store.with_name("warm-up"), plan=Plan(pictures=False)):

@@ -224,7 +224,7 @@ def test_twenty_kills_at_random_moments_give_twenty_times_the_same_bits(faces: P
     for record in records:
         assert record.status == "FINISHED"
         steps = [step for step, _ in open_tracker(store).metric_history(record.run_id, "val/roc_auc")]
-        assert steps == [1, 2, 3], f"run {record.run_id} has epochs {steps}"
+        assert steps == [1, 2], f"run {record.run_id} has epochs {steps}"
 
 
 def test_sigterm_stops_the_command_at_a_safe_point_with_its_exit_code(faces: Path, store: Path) -> None:

@@ -57,8 +57,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def size(png: bytes) -> tuple[int, int]:
     with Image.open(io.BytesIO(png)) as image:
         assert image.format == "PNG"
-        colours = np.asarray(image.convert("RGB")).reshape(-1, 3)
-        assert len(np.unique(colours, axis=0)) > 10, "the figure is empty"
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10, "the figure is empty"
         return image.size
 
 
