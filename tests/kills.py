@@ -35,7 +35,7 @@ def main(faces: Path, store: Path, times: int) -> None:
         longest = 0.8 * usual  # so that the first kill of each training hits, wherever in it
         while in_child(config, store, f"kill-{trainings}", chance.uniform(0.02, longest)):
             killed += 1
-            longest = 2 * usual  # and more of them by chance
+            longest = 4 * usual  # and more of them by chance
         trainings += 1
     tracker = open_tracker(store)
     names = ["undisturbed", *(f"kill-{number}" for number in range(trainings))]

@@ -449,7 +449,9 @@ def test_a_planted_fault_is_found_with_file_and_line(tmp_path: Path, case: str) 
 
 
 def run_python(code: str, *args: str, folder: Path = ROOT) -> str:
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, *args], cwd=folder, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

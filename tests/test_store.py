@@ -72,6 +72,7 @@ def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     assert not left_over(folder)
 
 
+@pytest.mark.slow
 def test_kills_while_the_store_is_made_leave_nothing_half(tmp_path: Path) -> None:
     random.seed(20261122)
     for attempt in range(3):

@@ -169,6 +169,7 @@ def fill(study: OpenStudy, definition: StudyDefinition) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_the_page_of_a_stored_study_opens_by_itself_in_a_browser(opened: OpenStudy, tmp_path: Path) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)

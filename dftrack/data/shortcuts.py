@@ -3,6 +3,7 @@
 The traits of a file (its size, dimensions, JPEG tables, colour means, ...) are given to two plain models, gradient
 boosting and logistic regression. The better one by cross-validation over the groups of train is scored on val.
 Every trait is tried alone too, so that the culprit is named.
+scikit-learn is imported by what uses it: whoever reads pictures imports this module, and few look for shortcuts.
 """
 
 import warnings
@@ -11,13 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # a part of scikit-learn
 
 from dftrack.data.look import Traits
@@ -119,6 +113,8 @@ def _too_little(train: Rows) -> str:
 
 def _folds(train: Rows) -> list[Fold]:
     """(rows to learn from, rows to score) of each fold; a group is never on both sides."""
+    from sklearn.model_selection import GroupKFold
+
     return list(GroupKFold(FOLDS).split(np.zeros(len(train.labels)), groups=np.asarray(train.groups)))
 
 
@@ -131,6 +127,12 @@ def _held_out(model: str, table: Table, labels: Labels, folds: Sequence[Fold]) -
 
 def _fitted(model: str, table: Table, labels: Labels, asked: Table) -> Scores:
     """P(fake) of each row of `asked` by a model trained on `table`."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if len(np.unique(labels)) < 2:
         return np.full(len(asked), float(labels[0]))
     if model == BOOSTING:
@@ -171,4 +173,6 @@ def _mean_auc(answers: Sequence[tuple[Scores, Labels]]) -> float:
 
 
 def _auc(scores: Scores, labels: Labels) -> float:
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(labels, scores))
