@@ -107,8 +107,8 @@ def serving(store: Path) -> Iterator[str]:
         yield str(json.loads(text)["url"])
     finally:
         process.send_signal(signal.SIGINT)
-        code = process.wait(60)
-    assert code == 130, f"the server ended with {code}"
+        process.communicate(timeout=60)
+    assert process.returncode == 130, f"the server ended with {process.returncode}"
 
 
 def ask(url: str, picture: Path) -> dict[str, Any]:
