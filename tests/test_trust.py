@@ -15,6 +15,8 @@ from dftrack.learning.explain import HeatMaps
 from dftrack.learning.model import FaceCNN, build_model, normalise
 from dftrack.learning.trust import (
     FEWEST,
+    Check,
+    Trust,
     check_maps,
     check_skill,
     examine,
@@ -100,6 +102,28 @@ def test_maps_that_ignore_the_weights_or_the_class_are_marked(
     assert "the same" in other_class.warning
 
 
+def test_the_random_weights_are_drawn_several_times_and_a_map_inside_out_is_the_same_map(
+    trained: FaceCNN, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise, calls = np.random.default_rng(0), [0]
+    own = noise.random((12, 24, 24)).astype(np.float32)
+    alike = {3: own, 4: 1 - own, 5: 1 - own}
+
+    def maps(_model: object, images: torch.Tensor, _target: int) -> HeatMaps:
+        calls[0] += 1  # the model's own, the other class's, then the strangers': one of five is alike by luck
+        heat = {1: own, **alike}.get(calls[0], noise.random(own.shape).astype(np.float32))
+        none = np.zeros(len(heat), bool)
+        return HeatMaps(heat, none, none.astype(np.float32), none.astype(np.int64))
+
+    monkeypatch.setattr("dftrack.learning.trust.heat_maps", maps)
+    check, _ = check_maps(trained, split.pixels[:12])
+    assert (check.draws, check.passed, check.value) == (5, False, pytest.approx(1.0)), "three of five draws are alike"
+    alike = {3: own}
+    calls[0] = 0
+    check, _ = check_maps(trained, split.pixels[:12])
+    assert (check.draws, check.passed) == (5, True), "one of five is no verdict"
+
+
 def test_redrawn_weights_differ_leave_the_model_alone_and_disturb_no_random_numbers(trained: FaceCNN) -> None:
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     torch.manual_seed(9)
@@ -117,6 +141,27 @@ def test_redrawn_weights_differ_leave_the_model_alone_and_disturb_no_random_numb
 def make_predictions(labels: list[int], scores: list[float]) -> Predictions:
     names = tuple(map(str, range(len(labels))))
     return Predictions("val", names, names, np.array(labels), np.array(scores, float))
+
+
+def test_what_is_said_of_the_maps_names_the_checks_that_could_not_be_made() -> None:
+    def told(*passed: bool | None) -> str:
+        nothing = mask_agreement(np.empty((0, 8, 8), np.float32), np.empty((0, 8, 8), bool))
+        return Trust(
+            tuple(Check("a", None, 0.5, 9, one, "not to be trusted") for one in passed), nothing, nothing
+        ).verdict
+
+    assert told(True, True) == "Every check was passed."
+    assert told(None, None) == "No check could be made: too few pictures."
+    assert told(True, None, True).startswith("2 of 3 checks were passed")
+    assert told(None, False) == "not to be trusted."
+
+
+def test_skill_counts_groups_not_pictures() -> None:
+    labels, scores = [0, 1] * 40, list(np.random.default_rng(1).normal([0.0, 1.0] * 40, 0.5))
+    one_of_each = make_predictions(labels, scores)
+    assert check_skill(one_of_each).passed is True
+    few = dataclasses.replace(one_of_each, groups=tuple(f"video {i % 2}" for i in range(80)))
+    assert check_skill(few).passed is None, "two videos show no skill, however many pictures they have"
 
 
 def test_skill_is_judged_only_where_there_are_enough_pictures() -> None:

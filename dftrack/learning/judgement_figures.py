@@ -121,7 +121,8 @@ def slice_chart(slices: Sequence[Slice]) -> bytes:
         left.get_yticklabels()[slices.index(flagged)].set_color(COLOURS[1])
         note = f"Surely worse than the whole: {_called(flagged)}"
     else:
-        note = "No slice is surely worse than the whole"
+        told = any(part.accuracy_interval for part in slices[1:])
+        note = "No slice is surely worse than the whole" if told else "Too few pictures or groups to tell slices apart"
     figure.supxlabel(f"95 % intervals over groups; line: all pictures. {note}.", fontsize=10)
     return figures.to_png(figure)
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from dftrack.errors import MetricError
-from dftrack.learning.metrics import FAKE, REAL, FloatArray, IntArray, check_scores, confusion, or_none
+from dftrack.learning.metrics import FAKE, REAL, FloatArray, IntArray, check_ranking, check_scores, confusion, or_none
 
 LOW_RATES: Mapping[str, float] = {  # name -> false-alarm rate at which the share of caught fakes is stated
     "tpr_at_10pct_fpr": 0.1,
@@ -70,8 +70,10 @@ def best_f1(scores: FloatArray, labels: IntArray) -> OperatingPoint:
 def tpr_at_fpr(scores: FloatArray, labels: IntArray, target: float) -> float:
     """Largest share of fakes that a threshold catches at a false-alarm rate of at most `target`, in [0, 1].
 
-    No interpolation: a threshold of that kind exists. Raises MetricError as `threshold_for_fpr` does.
+    No interpolation: a threshold of that kind exists. Raises MetricError as `threshold_for_fpr` does, and if all
+    scores are equal: nothing is ranked.
     """
+    check_ranking(scores, labels)
     return threshold_for_fpr(scores, labels, target).tpr
 
 

@@ -25,7 +25,8 @@ SAME_WITH_RANDOM_WEIGHTS = 0.5  # mean rank correlation from which on a map is t
 SAME_FOR_BOTH_CLASSES = 0.9  # ... from which on a map says nothing about the class
 SURE = 0.01  # error probability of the tests that compare with chance
 FEWEST = 8  # pictures with a map below which nothing is claimed
-PICTURES = 32  # examined per check; three maps each
+PICTURES = 32  # examined per check
+DRAWS = 5  # of random weights: one alone may look like any network
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Check:
     n: int  # pictures it rests on
     passed: bool | None
     warning: str  # what to write beside the maps if it failed
+    draws: int = 1  # of random weights; `value` is their median
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,18 @@ class Trust:
         """The sentences of the checks that failed."""
         return tuple(check.warning for check in self.checks if check.passed is False)
 
+    @property
+    def verdict(self) -> str:
+        """What can be said of the maps, in one sentence."""
+        made = sum(check.passed is not None for check in self.checks)
+        if self.warnings:
+            return "; ".join(self.warnings) + "."
+        if not made:
+            return "No check could be made: too few pictures."
+        if made < len(self.checks):
+            return f"{made} of {len(self.checks)} checks were passed; for the others there are too few pictures."
+        return "Every check was passed."
+
 
 def examine(
     model: FaceCNN, split: Split, predictions: Predictions, *, threshold: float = DEFAULT_THRESHOLD, seed: int = 0
@@ -91,10 +105,10 @@ def examine(
 def check_skill(predictions: Predictions) -> Check:
     """Does the network tell the classes apart at all? Without skill, as with random weights, no map explains any.
 
-    One-sided Mann-Whitney test of the scores of fakes against those of reals; the value is its p.
+    One-sided Mann-Whitney test of the scores of fakes against those of reals, a mean score for each group (scene,
+    video, person) and class, since pictures of a group are not independent; the value is its p.
     """
-    fakes = predictions.scores[predictions.labels == FAKE]
-    reals = predictions.scores[predictions.labels == REAL]
+    fakes, reals = (_group_means(predictions, label) for label in (FAKE, REAL))
     warning = "not to be trusted: the network does no better than chance here"
     if min(len(fakes), len(reals)) < FEWEST or not np.all(np.isfinite(predictions.scores)):
         return Check("better than chance", None, SURE, len(predictions), None, warning)
@@ -102,21 +116,27 @@ def check_skill(predictions: Predictions) -> Check:
     return Check("better than chance", p, SURE, len(predictions), p < SURE, warning)
 
 
+def _group_means(predictions: Predictions, label: int) -> NDArray[np.float64]:
+    """(g,) the mean score of each group's pictures of a class."""
+    of = np.flatnonzero(predictions.labels == label)
+    _, group = np.unique([predictions.groups[place] for place in of], return_inverse=True)
+    return np.bincount(group, weights=predictions.scores[of]) / np.bincount(group)
+
+
 def check_maps(model: FaceCNN, pixels: NDArray[np.uint8], *, target: int = FAKE, seed: int = 0) -> list[Check]:
     """Do the maps change when the weights are drawn anew, and when the other class is asked for?
 
     pixels: (n, S, S, 3) uint8. Each check's value is the mean Spearman correlation of the two maps over the pictures
-    where both point somewhere: 1 = the same map. Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
+    where both point somewhere: 1 = the same map. For random weights it is the median over DRAWS draws, without sign: a
+    map turned inside out is the same map. Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
     """
     images = normalise(torch.from_numpy(pixels).to(next(model.parameters()).device))
     maps = heat_maps(model, images, target)
+    others = heat_maps(model, images, REAL if target == FAKE else FAKE)
     return [
+        _compare_with_strangers(maps, [heat_maps(randomised(model, seed + k), images, target) for k in range(DRAWS)]),
         _compare(
-            "random weights", maps, heat_maps(randomised(model, seed), images, target), SAME_WITH_RANDOM_WEIGHTS,
-            "not to be trusted: random weights give the same maps",
-        ),
-        _compare(
-            "other class", maps, heat_maps(model, images, REAL if target == FAKE else FAKE), SAME_FOR_BOTH_CLASSES,
+            "other class", maps, others, SAME_FOR_BOTH_CLASSES,
             "not to be trusted: the maps for real and fake are the same",
         ),
     ]  # fmt: skip
@@ -203,6 +223,17 @@ def _compare(name: str, maps: HeatMaps, others: HeatMaps, limit: float, warning:
         return Check(name, None, limit, len(alike), None, warning)
     value = float(alike.mean())
     return Check(name, value, limit, len(alike), value < limit, warning)
+
+
+def _compare_with_strangers(maps: HeatMaps, strangers: Sequence[HeatMaps]) -> Check:
+    """No verdict unless most draws leave enough pictures with both maps."""
+    alike = [found for stranger in strangers if len(found := similarity(maps, stranger)) >= FEWEST]
+    name, limit = "random weights", SAME_WITH_RANDOM_WEIGHTS
+    warning = "not to be trusted: random weights give the same maps"
+    if 2 * len(alike) <= len(strangers):
+        return Check(name, None, limit, 0, None, warning, len(strangers))
+    value = float(np.median([abs(found.mean()) for found in alike]))
+    return Check(name, value, limit, min(map(len, alike)), value < limit, warning, len(alike))
 
 
 def marked(warnings: Sequence[str]) -> str:
