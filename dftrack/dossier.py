@@ -4,17 +4,20 @@ from collections.abc import Mapping, Sequence
 
 import dftrack.learning.judgement_figures as drawings
 from dftrack.data.cache import DataSet, Split
+from dftrack.data.findings import floor_words
 from dftrack.data.leaks import Review
 from dftrack.document import Block, Grid, Heading, Picture, Words, to_html
 from dftrack.gallery import gallery
 from dftrack.learning.assessment import Assessment, SplitAssessment, flat, plain
 from dftrack.learning.model import FaceCNN
 from dftrack.learning.slices import Slice
+from dftrack.learning.statistics import METHOD
 from dftrack.learning.thresholds import LOW_RATES
 from dftrack.tracking import Run
 
 LEAKS_TAG = "dftrack.leaks"  # how many exact leaks were trained on because the user said so; absent if none
 EVALUATION = "evaluation.json"
+INTERVALS_TAG = "dftrack.intervals"  # how the intervals of a run were made; another way gives other numbers
 SHOWN = {
     "roc_auc": "ROC AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "precision": "precision",
     "recall": "recall", "f1": "F1", "average_precision": "AP", "eer": "EER", "log_loss": "log loss", "brier": "Brier",
@@ -42,18 +45,24 @@ def record_review(run: Run, data: DataSet) -> None:
 
 
 def record_assessment(
-    run: Run, model: FaceCNN, splits: Sequence[Split], assessment: Assessment, review: Review | None
+    run: Run,
+    model: FaceCNN,
+    splits: Sequence[Split],
+    assessment: Assessment,
+    review: Review | None,
+    notices: Sequence[str] = (),
 ) -> None:
     """Numbers as metrics, all of it as JSON, figures, the report and the gallery."""
+    run.set_tags({INTERVALS_TAG: METHOD})
     run.log_metrics(flat(assessment))
     floor = review.audit.shortcut.auc if review else None
-    run.log_json({**plain(assessment), "shortcut": floor}, EVALUATION)
+    run.log_json({**plain(assessment), "shortcut": floor, "notices": list(notices)}, EVALUATION)
     pictures = figures_of(assessment)
     for path, png in pictures.items():
         run.log_bytes(png, path)
     for found in assessment.splits:
         run.log_table(_slice_columns(found.slices), f"slices/{found.report.split}.csv")
-    run.log_text(to_html(report_blocks(assessment, review, pictures), "Evaluation"), "report/evaluation.html")
+    run.log_text(to_html(report_blocks(assessment, review, pictures, notices), "Evaluation"), "report/evaluation.html")
     run.log_text(to_html(gallery(model, splits, assessment), "The worst misses"), "errors/gallery.html")
 
 
@@ -71,9 +80,12 @@ def figures_of(assessment: Assessment) -> dict[str, bytes]:
     return drawn
 
 
-def report_blocks(assessment: Assessment, review: Review | None, pictures: Mapping[str, bytes]) -> list[Block]:
+def report_blocks(
+    assessment: Assessment, review: Review | None, pictures: Mapping[str, bytes], notices: Sequence[str] = ()
+) -> list[Block]:
     """The written report, the most important first."""
     blocks: list[Block] = [Heading("How good is it, and how far can that be trusted?", 1)]
+    blocks += [Words(f"Note: {notice}.", key=True) for notice in notices]
     for found in assessment.splits:
         blocks += _split_blocks(found, review, pictures)
     blocks += _chosen_blocks(assessment)
@@ -91,7 +103,7 @@ def _split_blocks(found: SplitAssessment, review: Review | None, pictures: Mappi
     floor = review.audit.shortcut.auc if review else None
     size = f"{len(found.predictions):,} pictures of {found.groups:,} groups"
     headline = f"ROC AUC {_with_interval(found, 'roc_auc')} on {size}"
-    against = "" if floor is None else f"; file traits alone reach {floor:.3f}"
+    against = "" if floor is None else f"; file traits alone reach {floor_words(floor)}"
     rows = [
         [name, _number(metrics[key]), _interval(found, key), _number(always[key]), _number(found.measured.grouped[key])]
         for key, name in SHOWN.items()
@@ -122,11 +134,17 @@ def _split_blocks(found: SplitAssessment, review: Review | None, pictures: Mappi
 def _trust_blocks(found: SplitAssessment) -> list[Block]:
     verdicts = {True: "passed", False: "FAILED", None: "too few pictures"}
     rows = [
-        [check.name, _short(check.value), f"below {check.limit:g}", str(check.n), verdicts[check.passed]]
+        [
+            check.name + (f", median of {check.draws} draws" if check.draws > 1 else ""),
+            _short(check.value),
+            f"below {check.limit:g}",
+            str(check.n),
+            verdicts[check.passed],
+        ]
         for check in found.trust.checks
     ]
     blocks: list[Block] = [
-        Words("Can the heat maps be believed? " + ("; ".join(found.trust.warnings) or "Every check was passed") + "."),
+        Words(f"Can the heat maps be believed? {found.trust.verdict}"),
         Grid(["check", "value", "wanted", "pictures", "verdict"], rows),
     ]
     for name, agreement in (("caught", found.trust.right), ("missed", found.trust.wrong)):
@@ -163,6 +181,8 @@ def _review_blocks(review: Review | None) -> list[Block]:
 
 
 def _worst_sentence(found: SplitAssessment) -> str:
+    if all(part.accuracy_interval is None for part in found.slices[1:]):
+        return "Whether a part of it is worse than the whole cannot be told: too few pictures or groups."
     if found.worst is None:
         return "No part of it is surely worse than the whole."
     part = found.worst

@@ -31,6 +31,10 @@ def read_predictions(path: Path, split: str) -> Predictions:
     """The predictions in a CSV with the columns picture, group, label (real, fake) and score. Raises StoreError."""
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_bytes().decode(), newline="")))
+        if not rows:
+            raise ValueError("it holds no pictures")
+        if len({row["picture"] for row in rows}) < len(rows):
+            raise ValueError("a picture stands in it twice")
         return Predictions(
             split=split,
             names=tuple(row["picture"] for row in rows),

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dftrack.dossier import EVALUATION
+from dftrack.dossier import EVALUATION, INTERVALS_TAG
 from dftrack.errors import StoreError, require
 from dftrack.learning import identities
-from dftrack.learning.assessment import Chosen, measure, measured_numbers
+from dftrack.learning.assessment import Chosen, measure, measured_numbers, plain_numbers
 from dftrack.learning.evaluation import Predictions, report
 from dftrack.learning.metrics import METRICS
+from dftrack.learning.statistics import METHOD
 from dftrack.scored import EVALUATED_TAG, decided_by, stored_predictions, threshold_of
 from dftrack.tracking import UNDEFINED_TAG, RunRecord, Tracker
 
@@ -70,13 +71,21 @@ def verify(tracker: Tracker, reference: str) -> Verification:
     for split, found in predictions.items():
         if bad := [name for name, s in zip(found.names, found.scores, strict=True) if not 0 <= s <= 1]:
             raise StoreError(f"the stored scores of {split} are no probabilities, for example that of {bad[0]}")
-    computed = derived(
-        predictions,
-        threshold_of(tracker, record.tags.get(EVALUATED_TAG) or record.run_id),
-        decided_by(tracker, record.run_id),
-    )
-    claims = [*_claims(record, computed), *_claims_of_the_file(tracker, record, computed)]
+    threshold = threshold_of(tracker, record.tags.get(EVALUATED_TAG) or record.run_id)
+    chosen = decided_by(tracker, record.run_id)
+    evidence = _Evidence(predictions, threshold, chosen, same_intervals=record.tags.get(INTERVALS_TAG) == METHOD)
+    claims = [*_claims(record, evidence), *_claims_of_the_file(tracker, record, evidence)]
     return Verification(record.run_id, tuple(claims), tuple(_contradictions(record, predictions)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What a run stored of each picture, and what it takes to compute its numbers again."""
+
+    predictions: Mapping[str, Predictions]
+    threshold: float
+    chosen: Chosen | None  # what val decided
+    same_intervals: bool  # were its intervals made as they are made now? Otherwise they cannot be derived again
 
 
 def derived(predictions: Mapping[str, Predictions], threshold: float, chosen: Chosen | None) -> dict[str, float | None]:
@@ -96,21 +105,37 @@ def derived(predictions: Mapping[str, Predictions], threshold: float, chosen: Ch
     return numbers
 
 
-def _claims(record: RunRecord, computed: Mapping[str, float | None]) -> Iterator[Claim]:
+def _claims(record: RunRecord, evidence: _Evidence) -> Iterator[Claim]:
+    computed = derived(evidence.predictions, evidence.threshold, evidence.chosen)
+    if not evidence.same_intervals:
+        computed = {name: value for name, value in computed.items() if not name.startswith("interval/")}
     undefined = _told_undefined(record)
     for name in sorted(record.metrics):
         logged = record.metrics[name]
         if name in computed:
-            value = computed[name]
-            same = value is not None and abs(logged - value) <= SAME * max(1.0, abs(value))
-            yield Claim(name, logged, value, "follows" if same else "differs")
+            yield Claim(name, logged, computed[name], "follows" if _same(logged, computed[name]) else "differs")
         else:
-            yield Claim(name, logged, None, "nothing to show it" if _of_a_split(name) else "not to be derived")
+            old = name.startswith("interval/") and not evidence.same_intervals
+            shown = old or not _of_a_split(name)
+            yield Claim(name, logged, None, "not to be derived" if shown else "nothing to show it")
     for name in sorted(undefined & set(computed) - set(record.metrics)):
         yield Claim(name, None, computed[name], "follows" if computed[name] is None else "differs")
+    judged = _is_judged(record)
     for name in sorted(set(computed) - set(record.metrics) - undefined):
-        if _of_a_split(name) and name.partition("/")[0] not in OF_A_SPLIT and computed[name] is not None:
-            yield Claim(name, None, computed[name], "differs")  # every run records these
+        wanted = judged or name.partition("/")[0] not in OF_A_SPLIT  # every run records the others
+        if wanted and _of_a_split(name) and computed[name] is not None:
+            yield Claim(name, None, computed[name], "differs")
+
+
+def _same(said: object, known: float | None) -> bool:
+    if said is None or known is None:
+        return said is known
+    return isinstance(said, float | int) and abs(said - known) <= SAME * max(1.0, abs(known))
+
+
+def _is_judged(record: RunRecord) -> bool:
+    """Does the run claim more than metrics, as a baseline does, and no trial? Then all of it must be there."""
+    return INTERVALS_TAG in record.tags or any(name.partition("/")[0] in OF_A_SPLIT for name in record.metrics)
 
 
 def _of_a_split(name: str) -> bool:
@@ -121,24 +146,44 @@ def _of_a_split(name: str) -> bool:
     return first not in ("train", "shortcut") and rest.removeprefix("always_fake/") in METRICS
 
 
-def _claims_of_the_file(tracker: Tracker, record: RunRecord, computed: Mapping[str, float | None]) -> Iterator[Claim]:
+def _claims_of_the_file(tracker: Tracker, record: RunRecord, evidence: _Evidence) -> Iterator[Claim]:
     """What evaluation.json says other than the predictions."""
     try:
         stored = json.loads(tracker.download(record.run_id, EVALUATION).read_text())
-        said = {f"{split}/{name}": v for split, of in stored["splits"].items() for name, v in of["metrics"].items()}
-        said["calibration/temperature"] = stored["chosen"]["temperature"]
+        splits, said = dict(stored["splits"]), dict(stored["chosen"])
     except StoreError:
-        return  # a trial has none
+        if _is_judged(record):
+            yield Claim(EVALUATION, None, None, "nothing to show it")
+        return
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         yield Claim(EVALUATION, None, None, "nothing to show it")
         return
-    for name, value in said.items():
-        known = computed.get(name)
-        same = value is known is None or (
-            isinstance(value, float | int) and known is not None and abs(value - known) <= SAME * max(1.0, abs(known))
-        )
-        if not same:
-            yield Claim(f"{EVALUATION}: {name}", value, known, "differs")
+    for split in sorted(splits.keys() - evidence.predictions.keys()):
+        yield Claim(f"{EVALUATION}: {split}", None, None, "nothing to show it")
+    chosen = evidence.chosen or Chosen(temperature=None, thresholds={}, reasons={})
+    if evidence.chosen is not None:
+        decided = {"temperature": chosen.temperature, "thresholds": dict(chosen.thresholds)}
+        yield from _differences(said, decided, "chosen")
+    for split, predictions in evidence.predictions.items():
+        known = json.loads(json.dumps(plain_numbers(predictions, chosen, evidence.threshold)))
+        if not evidence.same_intervals:
+            del known["intervals"]
+        yield from _differences(splits.get(split), known, split)
+
+
+def _differences(said: object, known: object, place: str) -> Iterator[Claim]:
+    """The places under `place` where what the file says is not what the predictions say."""
+    if isinstance(known, dict) and isinstance(said, dict):
+        for name, value in known.items():
+            yield from _differences(said.get(name), value, f"{place}/{name}")
+    elif isinstance(known, list) and isinstance(said, list) and len(known) == len(said):
+        for number, value in enumerate(known):
+            yield from _differences(said[number], value, f"{place}/{number}")
+    elif known is None or isinstance(known, float | int):
+        if not _same(said, known):
+            yield Claim(f"{EVALUATION}: {place}", said if isinstance(said, float | int) else None, known, "differs")
+    elif said != known:
+        yield Claim(f"{EVALUATION}: {place}", None, None, "differs")
 
 
 def _told_undefined(record: RunRecord) -> set[str]:
@@ -164,21 +209,24 @@ class Published:
     numbers: Mapping[str, float]
     contradictions: tuple[str, ...]
     share_fake: identities.ShareRange | None  # the share of fakes that the numbers imply
+    digits: Mapping[str, int]  # after the point, that each number was taken to be rounded to
+    checked: bool  # False: these numbers owe each other nothing, whatever they are
 
 
-def check_published(numbers: Mapping[str, float], digits: int = 4) -> Published:
+def check_published(numbers: Mapping[str, float], digits: int | Mapping[str, int] = 4) -> Published:
     """Whether accuracy, precision, recall and F1, printed with so many digits, can be one classifier's.
 
-    numbers: any of accuracy, precision, recall, f1 and share_fake, each in [0, 1].
+    numbers: any of accuracy, precision, recall, f1 and share_fake, each in [0, 1]. digits: of all, or of each.
     """
-    require(0 <= digits <= 15, f"--digits must be from 0 to 15, got {digits}")
+    each = {name: digits if isinstance(digits, int) else digits[name] for name in numbers}
     for name, value in numbers.items():
+        require(0 <= each[name] <= 15, f"--digits must be from 0 to 15, got {each[name]}")
         require(math.isfinite(value), f"{name} must be a finite number, got {value}")
-    rounding = 0.5 * 10.0**-digits
+    rounding = {name: 0.5 * 10.0**-count for name, count in each.items()}
     found = identities.check_identities(
         *(numbers.get(name) for name in ("accuracy", "precision", "recall", "f1", "share_fake")), rounding=rounding
     )
     share = None
     if not found and {"accuracy", "precision", "recall"} <= set(numbers):
         share = identities.implied_share(numbers["accuracy"], numbers["precision"], numbers["recall"], rounding)
-    return Published(dict(numbers), tuple(found), share)
+    return Published(dict(numbers), tuple(found), share, each, bool(found) or identities.can_contradict(numbers))

@@ -132,6 +132,14 @@ def test_the_interval_of_a_mean_loss_is_the_studentised_bootstrap_or_students_t_
     assert math.log(found.low) == pytest.approx(center - reach * error, abs=1e-9)
 
 
+def test_a_loss_that_outweighs_all_others_leaves_the_log_loss_without_an_interval_not_with_an_absurd_one() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.uniform(0.2, 0.8, 20), np.arange(20) % 2
+    scores[1] = 1e-300
+    found = group_intervals(scores, labels, [str(i) for i in range(20)])
+    assert found["log_loss"] is None and found["brier"] is not None
+
+
 def test_a_loss_that_only_one_group_varies_has_no_interval_and_raises_nothing() -> None:
     scores, labels = np.full(24, 0.3), np.zeros(24, dtype=np.int64)
     scores[0] = 0.9

@@ -159,11 +159,7 @@ def assess_split(
         report=report(predictions, threshold),
         measured=measure(predictions, chosen.temperature, threshold),
         groups=len(set(predictions.groups)),
-        operating=tuple(
-            _operating(name, at, predictions)
-            for name, at in ((FIXED, threshold), *chosen.thresholds.items())
-            if at is not None
-        ),
+        operating=_operating_points(predictions, chosen, threshold),
         slices=slices,
         worst=worst(slices),
         trust=examine(model, split, predictions, threshold=threshold),
@@ -192,6 +188,11 @@ def measured_numbers(split: str, found: Measured) -> dict[str, float | None]:
     numbers[f"calibration/{split}/ece"] = found.calibration.ece
     numbers[f"calibration/{split}/ece_tempered"] = found.calibration.ece_tempered
     return numbers
+
+
+def _operating_points(predictions: Predictions, chosen: Chosen, threshold: float) -> tuple[Operating, ...]:
+    points = ((FIXED, threshold), *chosen.thresholds.items())
+    return tuple(_operating(name, at, predictions) for name, at in points if at is not None)
 
 
 def _operating(name: str, threshold: float, predictions: Predictions) -> Operating:
@@ -250,19 +251,37 @@ def plain(assessment: Assessment) -> dict[str, Any]:
     }
 
 
+def plain_numbers(predictions: Predictions, chosen: Chosen, threshold: float) -> dict[str, Any]:
+    """The part of a split in `plain` that follows from its predictions, and from what val decided, alone."""
+    return _plain_numbers(
+        predictions,
+        report(predictions, threshold),
+        measure(predictions, chosen.temperature, threshold),
+        _operating_points(predictions, chosen, threshold),
+    )
+
+
+def _plain_numbers(
+    predictions: Predictions, judged: Report, measured: Measured, operating: Sequence[Operating]
+) -> dict[str, Any]:
+    return {
+        "pictures": len(predictions),
+        "groups": len(set(predictions.groups)),
+        "threshold": judged.threshold,
+        "confusion": judged.confusion,
+        "metrics": dict(judged.metrics),
+        "always_fake": dict(judged.always_fake),
+        "intervals": {n: dataclasses.asdict(i) if i else None for n, i in measured.intervals.items()},
+        "by_group": dict(measured.grouped),
+        "operating": [dataclasses.asdict(point) for point in operating],
+        "tpr": dict(measured.tpr),
+        "calibration": dataclasses.asdict(measured.calibration),
+    }
+
+
 def _plain_split(found: SplitAssessment) -> dict[str, Any]:
     return {
-        "pictures": len(found.predictions),
-        "groups": found.groups,
-        "threshold": found.report.threshold,
-        "confusion": found.report.confusion,
-        "metrics": dict(found.report.metrics),
-        "always_fake": dict(found.report.always_fake),
-        "intervals": {n: dataclasses.asdict(i) if i else None for n, i in found.measured.intervals.items()},
-        "by_group": dict(found.measured.grouped),
-        "operating": [dataclasses.asdict(point) for point in found.operating],
-        "tpr": dict(found.measured.tpr),
-        "calibration": dataclasses.asdict(found.measured.calibration),
+        **_plain_numbers(found.predictions, found.report, found.measured, found.operating),
         "slices": [dataclasses.asdict(part) for part in found.slices],
         "worst_slice": dataclasses.asdict(found.worst) if found.worst else None,
         "trust": {**dataclasses.asdict(found.trust), "warnings": list(found.trust.warnings)},
@@ -279,7 +298,8 @@ def flat(assessment: Assessment) -> dict[str, float | None]:
             if agreement.n:
                 numbers[f"heat/{split}/{kind}/lift"] = agreement.lift
                 numbers[f"heat/{split}/{kind}/pointing"] = agreement.pointing
-        numbers[f"heat/{split}/warnings"] = float(len(found.trust.warnings))
+        checked = any(check.passed is not None for check in found.trust.checks)
+        numbers[f"heat/{split}/warnings"] = float(len(found.trust.warnings)) if checked else None
     if assessment.robustness is not None:
         numbers |= robust_numbers(assessment.robustness)
     return numbers

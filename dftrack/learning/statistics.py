@@ -20,10 +20,12 @@ from dftrack.learning.bootstrap import MEANS, MEASURES, Case, Floats, make_case,
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, FloatArray, IntArray
 
 LEVEL = 0.95
+METHOD = "t on the logit; log loss and Brier studentised"  # how group_intervals does it: recorded beside its numbers
 RESAMPLES = 1000
 LEAST_GROUPS = 6  # of five, even if all agree, a two-sided sign test gives p = 0.0625: no 95 % statement can be had
 LEAST_EFFECTIVE = 4.0  # Kish's number: where one group outweighs all others, its luck is all that is seen
 MOST_UNDEFINED = 0.05  # share of the resamples in which a metric may be undefined
+WIDEST = 100.0  # times a mean loss: where one loss outweighs all others, an end beyond it says nothing
 CERTAIN = 1e-12  # a standard error below is rounding
 
 
@@ -146,7 +148,7 @@ def _mean_interval(
     with np.errstate(over="ignore"):
         ends = point * np.exp(np.array([-max(reach, high), max(reach, -low)]) * error)
     found = Interval(float(ends[0]), float(ends[1] if name == "log_loss" else min(ends[1], 1.0)))
-    return found if math.isfinite(found.high) else None
+    return found if ends[1] <= WIDEST * point else None
 
 
 def _reach(units: _Units, level: float) -> float:
