@@ -69,6 +69,8 @@ def verify(tracker: Tracker, reference: str) -> Verification:
             "only a run that was trained to its end did",
         )
     for split, found in predictions.items():
+        if len(set(found.names)) < len(found):
+            raise StoreError(f"predictions/{split}.csv does not hold predictions: a picture stands in it twice")
         if bad := [name for name, s in zip(found.names, found.scores, strict=True) if not 0 <= s <= 1]:
             raise StoreError(f"the stored scores of {split} are no probabilities, for example that of {bad[0]}")
     threshold = threshold_of(tracker, record.tags.get(EVALUATED_TAG) or record.run_id)
