@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
@@ -13,7 +13,7 @@ from dftrack.data.sources import find_pictures
 from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, SettingError
 from dftrack.files import sha256
-from dftrack.learning.assessment import Assessment, Chosen, Progress, choose
+from dftrack.learning.assessment import Assessment, Chosen, Progress, choose, plain
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
 from dftrack.learning.statistics import Interval
@@ -56,11 +56,16 @@ class Evaluated:
     reports: tuple[Report, ...]
     floor: float | None  # AUC that the traits of the files alone reach on val; None = not known
     intervals: Mapping[str, Mapping[str, Interval | None]]  # split -> metric
+    assessment: Assessment
     notices: tuple[str, ...]  # what a person should know of these data
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> value, as in MLflow. None = undefined."""
         return {name: value for found in self.reports for name, value in flat_metrics(found).items()}
+
+    def plain(self) -> dict[str, Any]:
+        """What evaluation.json holds: intervals, answers by group, thresholds, calibration and more of each split."""
+        return {**plain(self.assessment), "shortcut": self.floor}
 
 
 def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress) -> Evaluated:
@@ -93,7 +98,7 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
         raise
     run.finish("FINISHED")
     return Evaluated(
-        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), _notices(seen)
+        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), found, _notices(seen)
     )
 
 

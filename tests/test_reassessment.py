@@ -1,11 +1,13 @@
 """A model held against data of any kind: everything is recorded, nothing is invented, what is undefined says so."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from dftrack import __main__ as entry
 from dftrack.errors import DataError, SettingError
 from dftrack.learning.assessment import choose
 from dftrack.reassessment import Evaluated, Request, evaluate
@@ -69,6 +71,27 @@ def test_what_it_logs_follows_from_what_it_stores(own: tuple[Tracker, RunRecord,
     found = verify(tracker, record.run_id)
     assert found.holds, found.faults
     assert any(claim.name.startswith("interval/") and claim.verdict == "follows" for claim in found.claims)
+
+
+def test_the_command_prints_all_that_it_measured(
+    own: tuple[Tracker, RunRecord, Evaluated],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker, record, found = own
+    monkeypatch.setattr("dftrack.reassessment.evaluate", lambda *_: found)
+    monkeypatch.setattr("sys.argv", ["dftrack", "evaluate", "--store", str(place / "store"), "--json"])
+    with contextlib.suppress(SystemExit):
+        entry.main()
+    said = json.loads(capsys.readouterr().out)
+    stored = json.loads(tracker.download(record.run_id, "evaluation.json").read_text())
+    assert {name: said[name] for name in stored} == stored
+    part = said["splits"]["test-dev"]
+    assert part["intervals"]["roc_auc"]["low"] == record.metrics["interval/test-dev/roc_auc/low"]
+    assert part["by_group"]["roc_auc"] == record.metrics["by_group/test-dev/roc_auc"]
+    assert part["calibration"]["ece"] == record.metrics["calibration/test-dev/ece"]
+    assert said["chosen"]["thresholds"] and part["operating"][0]["threshold"] == part["threshold"]
 
 
 def test_the_pages_need_nothing_from_elsewhere(own: tuple[Tracker, RunRecord, Evaluated]) -> None:

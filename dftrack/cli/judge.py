@@ -1,12 +1,16 @@
 """The commands that judge a model anew and prove recorded numbers."""
 
 import dataclasses
+import math
+from decimal import Decimal
 from typing import Annotated
 
 import typer
 
 from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
 from dftrack.errors import SettingError
+
+MOST_DIGITS = 15  # that a float can tell apart
 
 app = typer.Typer()
 
@@ -30,7 +34,10 @@ def evaluate(
     store: Store = STORE,
     as_json: Json = False,
 ) -> None:
-    """Hold a model against a data set: intervals, thresholds, calibration, weak spots, robustness, explanations."""
+    """Hold a model against a data set: intervals, thresholds, calibration, weak spots, robustness, explanations.
+
+    --json prints the metrics and all that the run's evaluation.json holds; null is what is undefined.
+    """
     from dftrack import render
     from dftrack.reassessment import Request, evaluate
     from dftrack.screens import Screen
@@ -49,6 +56,7 @@ def evaluate(
                 "metrics": found.flat(),
                 "data_digest": found.data_digest,
                 "notices": list(found.notices),
+                **found.plain(),
             }
         )
         return
@@ -68,7 +76,9 @@ def verify(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Check a printed table: accuracy, precision, recall, f1, share_fake."),
     ] = None,
-    digits: Annotated[int, typer.Option(help="Digits after the point that were printed.")] = 4,
+    digits: Annotated[
+        int | None, typer.Option(help="Digits after the point that were printed [as many as each was typed with].")
+    ] = None,
     store: Store = STORE,
     as_json: Json = False,
 ) -> None:
@@ -81,9 +91,12 @@ def verify(
     if published:
         if run is not None:
             raise SettingError("--published checks a printed table, not a run", "leave out one of the two")
-        table = check_published(_numbers(published), digits)
+        numbers, typed = _numbers(published)
+        table = check_published(numbers, typed if digits is None else digits)
         if as_json:
-            render.print_json({**dataclasses.asdict(table), "possible": not table.contradictions})
+            possible = not table.contradictions if table.checked else None
+            verdict = render_judgement.verdict(table)
+            render.print_json({**dataclasses.asdict(table), "possible": possible, "verdict": verdict})
         else:
             render_judgement.show_published(table)
         raise typer.Exit(1 if table.contradictions else 0)
@@ -97,9 +110,11 @@ def verify(
         raise typer.Exit(1)
 
 
-def _numbers(published: list[str]) -> dict[str, float]:
+def _numbers(published: list[str]) -> tuple[dict[str, float], dict[str, int]]:
+    """Name -> value, and name -> digits after the point, as typed."""
     known = ("accuracy", "precision", "recall", "f1", "share_fake")
     numbers: dict[str, float] = {}
+    typed: dict[str, int] = {}
     for name, text in pairs(published, "--published", "accuracy=.8278").items():
         if name not in known:
             raise SettingError(f"--published knows no {name!r}", f"it knows {', '.join(known)}")
@@ -107,4 +122,8 @@ def _numbers(published: list[str]) -> dict[str, float]:
             numbers[name] = float(str(text))
         except ValueError:
             raise SettingError(f"--published {name} must be a number, got {text!r}") from None
-    return numbers
+        if math.isfinite(numbers[name]):
+            typed[name] = max(0, -int(Decimal(str(text)).as_tuple().exponent))
+    # a bare 0 or 1 is short for 0.0 or 1.00: as exact as the least exact of the others
+    usual = min((count for count in typed.values() if count), default=1)
+    return numbers, {name: min(typed.get(name, 0) or usual, MOST_DIGITS) for name in numbers}

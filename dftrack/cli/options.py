@@ -30,13 +30,18 @@ Settings = Annotated[
 
 
 def pairs(settings: list[str], option: str = "--set", example: str = "model.dropout=0.3") -> "dict[str, Value]":
-    """What `--set NAME=VALUE`, or another option of that form, said, by name."""
+    """What `--set NAME=VALUE`, or another option of that form, said, by name. SettingError if one was said twice."""
     pairs: dict[str, Value] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"{option} wants NAME=VALUE, got {text!r}", f"for example {option} {example}")
-        pairs[name.strip()] = value.strip()
+        name, value = name.strip(), value.strip()
+        if name in pairs:
+            raise SettingError(
+                f"{option} {name} was given twice: {pairs[name]!r} and {value!r}", "leave out one of them"
+            )
+        pairs[name] = value
     return pairs
 
 
