@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from dftrack.data import audit as audit_module
 from dftrack.data.audit import Audit, audit, blocking
 from dftrack.data.duplicates import MAX_BITS, NearPair, near_duplicates, perceptual_hashes
+from dftrack.data.findings import about_shortcut
 from dftrack.data.folder import Listing, Picture, read_folder
 from dftrack.data.look import look
-from dftrack.data.shortcuts import Rows, probe
+from dftrack.data.shortcuts import Rows, Shortcut, probe
 
 Save = Callable[[Image.Image, Path], None]
 
@@ -118,6 +119,79 @@ def test_a_planted_leak_is_found_completely(clean: Path) -> None:
     short = check(clean, thorough=False)
     assert set(short.same) == set(found.same), "the short form finds exact leaks as completely"
     assert blocking(short) == blocking(found)
+
+
+@pytest.mark.parametrize("thorough", [True, False])
+def test_a_picture_saved_anew_without_loss_is_the_same_picture(clean: Path, thorough: bool) -> None:
+    """Whatever the format, the metadata and the bytes after the end: a network sees the same."""
+    real, fake = clean / "train" / "real", clean / "train" / "fake"
+    for number in range(10):
+        Image.open(real / f"train{number}.jpg").save(fake / f"again{number}.png")
+    (fake / "longer.jpg").write_bytes((real / "train10.jpg").read_bytes() + b"x")
+    Image.open(real / "train11.jpg").save(clean / "val" / "real" / "leak.png")
+    Image.open(real / "train12.jpg").save(clean / "test-dev" / "fake" / "leak.webp", lossless=True)
+
+    found = check(clean, thorough=thorough)
+    assert kinds(found, "error") == {"both-labels": 12, "pixels-across-splits": 1}
+    assert {finding.kind for finding in blocking(found)} == {"both-labels", "pixels-across-splits"}
+    assert {(pair.first, pair.second) for pair in found.same} == {
+        ("train/real/train11.jpg", "val/real/leak.png"),
+        ("train/real/train12.jpg", "test-dev/fake/leak.webp"),
+    }
+    told = [finding.message for finding in found.findings if finding.kind == "pixels-across-splits"]
+    assert told == [
+        "1 picture of val has the same pixels as pictures of train",
+        "1 picture of test-dev has the same pixels as pictures of train, with the other label",
+    ]
+    paired = {(pair.first, pair.second) for pair in (*found.alike, *found.contradicting)}
+    assert not paired & {(pair.first, pair.second) for pair in found.same}, "what is equal is not called alike"
+    assert ("train/real/train10.jpg", "train/fake/longer.jpg") not in paired
+
+
+def test_a_copy_is_paired_with_the_file_of_its_own_bytes(clean: Path) -> None:
+    first = clean / "train" / "real" / "train1.jpg"
+    Image.open(first).save(clean / "val" / "real" / "as.png")
+    shutil.copy(clean / "val" / "real" / "as.png", clean / "test-dev" / "real" / "as.png")
+    found = check(clean, thorough=False)
+    assert {(pair.first, pair.second) for pair in found.same} == {
+        ("train/real/train1.jpg", "val/real/as.png"),
+        ("val/real/as.png", "test-dev/real/as.png"),
+    }
+    assert kinds(found, "error") == {"bytes-across-splits": 1, "pixels-across-splits": 1}
+
+
+def test_the_same_bytes_in_another_shape_are_another_picture(tmp_path: Path) -> None:
+    (tmp_path / "train" / "real").mkdir(parents=True)
+    (tmp_path / "train" / "fake").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "train" / "real" / "wide.png")
+    Image.fromarray(pixels.reshape(40, 20, 3)).save(tmp_path / "train" / "fake" / "high.png")
+    for thorough in (True, False):
+        assert "both-labels" not in kinds(check(tmp_path, thorough=thorough), "error")
+
+
+def test_a_near_copy_with_the_other_label_is_said_to_be_one(clean: Path) -> None:
+    Image.open(clean / "train" / "real" / "train5.jpg").save(clean / "val" / "fake" / "turned.jpg", quality=85)
+    Image.open(clean / "train" / "real" / "train6.jpg").save(clean / "train" / "fake" / "turned.jpg", quality=95)
+    found = check(clean)
+    [across] = [finding for finding in found.findings if finding.kind == "alike-across-splits"]
+    assert across.message == "1 picture of val has nearly the same content as pictures of train, with the other label"
+    assert across.examples[0] == "train/real/train5.jpg ~ val/fake/turned.jpg with the other label"
+    [within] = [finding for finding in found.findings if finding.kind == "alike-with-both-labels"]
+    assert (within.severity, within.count) == ("warning", 1), "fakes made from a picture are no copies of it"
+    assert within.examples == ("train/real/train6.jpg ~ train/fake/turned.jpg",)
+    assert [(pair.first, pair.second) for pair in found.contradicting] == [
+        ("train/real/train6.jpg", "train/fake/turned.jpg")
+    ]
+    assert blocking(found) == ()
+
+
+def test_a_floor_below_chance_is_none() -> None:
+    def said(auc: float) -> str:
+        return about_shortcut(Shortcut(auc, auc, "logistic regression", {}, (40, 20))).message
+
+    assert "none found (0.46)" in said(0.46) and "the floor" not in said(0.46)
+    assert "AUC 0.54 (val): the floor for any detector here" in said(0.54)
 
 
 def test_a_planted_shortcut_gives_an_auc_above_99_and_names_the_culprit(tmp_path: Path) -> None:

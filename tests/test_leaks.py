@@ -1,13 +1,17 @@
 """What follows from leaks before a training: left out, refused, or used and said so."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dftrack.config import DataConfig, Leaks
+from dftrack.data import identity
 from dftrack.data import leaks as module
 from dftrack.data.cache import DataSet, open_data
+from dftrack.data.folder import read_folder
 from dftrack.errors import DataError
 from tests.makers import make_faces
 
@@ -63,6 +67,55 @@ def test_a_picture_with_both_labels_is_refused(faces: Path) -> None:
     with pytest.raises(DataError, match="labelled both real and fake") as caught:
         opened(faces)
     assert "data.leaks=allow" in caught.value.hint
+
+
+def test_a_copy_saved_anew_without_loss_is_left_out_too(faces: Path) -> None:
+    before = opened(faces).digest
+    Image.open(faces / "train" / "fake" / "train-fake-000.jpg").save(faces / "test-dev" / "fake" / "copy.png")
+    data = opened(faces)
+    assert data.review is not None
+    assert [pair.second for pair in data.review.left_out] == ["test-dev/fake/copy.png"]
+    assert data.digest == before
+    with pytest.raises(DataError, match="1 picture of test-dev has the same pixels"):
+        opened(faces, "refuse")
+    allowed = opened(faces, "allow").review
+    assert allowed is not None and allowed.allowed == 1
+
+
+def test_one_picture_in_two_formats_with_both_labels_is_refused(faces: Path) -> None:
+    Image.open(faces / "train" / "fake" / "train-fake-000.jpg").save(faces / "train" / "real" / "copy.png")
+    with pytest.raises(DataError, match="1 picture labelled both real and fake"):
+        opened(faces)
+
+
+def test_what_an_older_audit_left_is_not_believed(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knew equal bytes only."""
+    Image.open(faces / "train" / "fake" / "train-fake-000.jpg").save(faces / "test-dev" / "fake" / "copy.png")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "FORMAT", 1)
+        opened(faces)
+    [place] = (faces.parent / "home" / "cache").glob("audit-*.json")
+    old = json.loads(place.read_text())
+    place.write_text(json.dumps({**old, "same": [], "findings": []}))
+    review = opened(faces).review
+    assert review is not None and len(review.left_out) == 1
+
+
+def test_the_same_files_are_decoded_once_to_find_equal_ones_and_a_damaged_memory_is_made_anew(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, home = read_folder(faces).pictures, faces.parent / "home"
+    first = identity.kept_identities(pictures, home)
+    assert first.keys() == {picture.name for picture in pictures}
+    with monkeypatch.context() as patched:
+        patched.setattr(identity, "decode", lambda *_: pytest.fail("decoded again"))
+        assert identity.kept_identities(pictures, home) == first
+    [place] = (home / "cache").glob("identities-*.json")
+    place.write_text(place.read_text().replace(first[pictures[0].name].pixels, "0" * 32))
+    assert identity.kept_identities(pictures, home) == first
+    pictures[0].path.write_bytes(pictures[1].path.read_bytes())
+    changed = identity.kept_identities(pictures, home)
+    assert changed[pictures[0].name] == changed[pictures[1].name]
 
 
 def test_a_leak_that_is_allowed_stays_in_and_is_counted(faces: Path) -> None:

@@ -4,8 +4,6 @@ A leak between train and val, train and test or val and test flatters the result
 each other (one may be a damaged copy of another), and a real picture and its fake may well look alike within a split.
 """
 
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,32 +11,42 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from dftrack.data.duplicates import near_duplicates
+from dftrack.data.duplicates import (
+    COPY_DIFFERENCE,
+    COPY_LIKENESS,
+    DETAIL,
+    MIN_LIKENESS,
+    local_difference,
+    near_duplicates,
+)
 from dftrack.data.findings import (
     ALIKE,
     BYTES,
     LEAKS,
+    PIXELS,
     SEVERITIES,
     SIDES,
     Finding,
     Pair,
+    about_contradictions,
     about_counts,
     about_files,
     about_groups,
     about_labels,
     about_pairs,
     about_shortcut,
-    by_bytes,
     class_counts,
+    twins_of,
 )
 from dftrack.data.folder import Listing, Picture, Progress, side
+from dftrack.data.identity import Identity, identities
 from dftrack.data.look import THUMB, Traits, look_at
 from dftrack.data.parallel import spread
+from dftrack.data.pictures import decode
 from dftrack.data.shortcuts import Rows, Shortcut, probe
 
 MOST = 10_000  # pictures of train, and of val, given to the shortcut probe
 QUICK_TRAIN, QUICK_VAL = 2000, 1000  # the same in the short form
-TAIL = 1024  # bytes at the end of a file, compared before whole files are
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +57,9 @@ class Audit:
     thorough: bool  # False: the short form, without near-duplicates and unreadable files, its probe on fewer pictures
     counts: Mapping[str, Mapping[str, int]]  # split -> class -> pictures listed
     findings: tuple[Finding, ...]
-    same: tuple[Pair, ...]  # the same bytes on two sides: each picture of the later side, with one of the earlier
+    same: tuple[Pair, ...]  # the same pixels on two sides: each picture of the later side, with one of the earlier
     alike: tuple[Pair, ...]  # nearly the same on two sides, the most alike first
+    contradicting: tuple[Pair, ...]  # as alike as copies on one side, one real and one fake
     shortcut: Shortcut
 
 
@@ -59,32 +68,53 @@ def blocking(audit: Audit) -> tuple[Finding, ...]:
     return tuple(finding for finding in audit.findings if finding.kind in LEAKS)
 
 
-def audit(listing: Listing, *, thorough: bool, progress: Progress | None = None) -> Audit:
+def audit(
+    listing: Listing,
+    *,
+    thorough: bool,
+    progress: Progress | None = None,
+    known: Mapping[str, Identity] | None = None,
+) -> Audit:
     """Look for what is wrong with the pictures of `listing`.
 
     thorough: read every file once, on all cores, and compare all pictures; time and memory (2 kB for each picture)
-    grow with their number. Otherwise the short form for every run: names, equal bytes, and the probe on a few pictures.
+    grow with their number. Otherwise the short form for every run: names, equal pictures, and the probe on a few.
     progress: told (what, done, total).
+    known: name -> identity of the readable pictures for the short form, if they are known; else all are decoded.
     """
     pictures = listing.pictures
     probed = _drawn(pictures, *((MOST, MOST) if thorough else (QUICK_TRAIN, QUICK_VAL)))
     seen = _see(pictures if thorough else probed, {picture.name for picture in probed}, progress)
-    digests = seen.digests if thorough else _twins(pictures, progress)
-    same = _equal_across(pictures, digests)
+    equal = seen.identities if thorough else known if known is not None else _identities(pictures, progress)
+    same = _equal_across(pictures, equal)
+    copies = [pair for pair in same if equal[pair.first].content == equal[pair.second].content]
+    saved_anew = [pair for pair in same if equal[pair.first].content != equal[pair.second].content]
     alike = _alike_across(seen, progress) if thorough else []
+    contradicting = _alike_within(seen) if thorough else []
     shortcut = probe(_rows(probed, "train", seen), _rows(probed, "val", seen))
     findings = [
         *about_counts(pictures),
         *about_groups(pictures),
         *about_files(pictures, seen.pictures, seen.unreadable),
-        *about_labels(pictures, digests),
-        *about_pairs(pictures, same, BYTES, "error", "the same bytes as"),
+        *about_labels(pictures, equal),
+        *about_pairs(pictures, copies, BYTES, "error", "the same bytes as"),
+        *about_pairs(pictures, saved_anew, PIXELS, "error", "the same pixels as"),
         *about_pairs(pictures, alike, ALIKE, "warning", "nearly the same content as"),
+        *about_contradictions(contradicting),
         about_shortcut(shortcut),
     ]
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     counts = class_counts(pictures)
-    return Audit(listing.source, thorough, counts, tuple(findings), tuple(same), tuple(alike), shortcut)
+    return Audit(
+        listing.source,
+        thorough,
+        counts,
+        tuple(findings),
+        same=tuple(same),
+        alike=tuple(alike),
+        contradicting=tuple(contradicting),
+        shortcut=shortcut,
+    )
 
 
 # ---- reading
@@ -97,17 +127,17 @@ class _Seen:
     pictures: Sequence[Picture]
     thumbs: NDArray[np.uint8]  # (n, 32, 32), black where the file cannot be read
     unreadable: dict[str, str]  # name -> why
-    digests: dict[str, bytes]  # name -> sha256
+    identities: dict[str, Identity]  # by name
     traits: dict[str, Traits]  # of the pictures that the probe asks about
 
 
 def _see(pictures: Sequence[Picture], probed: Set[str], progress: Progress | None) -> _Seen:
     seen = _Seen(pictures, np.zeros((len(pictures), THUMB, THUMB), np.uint8), {}, {}, {})
     for row, (picture, look) in enumerate(zip(pictures, look_at(pictures), strict=True)):
-        if look.traits is None or look.thumb is None:
+        if look.traits is None or look.thumb is None or look.identity is None:
             seen.unreadable[picture.name] = look.unreadable
         else:
-            seen.digests[picture.name] = look.sha256
+            seen.identities[picture.name] = look.identity
             seen.thumbs[row] = look.thumb
             if picture.name in probed:
                 seen.traits[picture.name] = look.traits
@@ -137,62 +167,70 @@ def _rows(probed: Sequence[Picture], split: str, seen: _Seen) -> Rows:
     )
 
 
-def _twins(pictures: Sequence[Picture], progress: Progress | None) -> dict[str, bytes]:
-    """Name -> sha256 of the files that have a twin, found by size and last bytes, then by all bytes."""
-    suspects, marks = list(pictures), dict[str, bytes]()
-    for what, mark in (("comparing file endings", _ending), ("comparing files", _digest)):
-        marks.clear()
-        for picture, value in zip(suspects, spread(mark, suspects), strict=True):
-            marks[picture.name] = value
-            if progress:
-                progress(what, len(marks), len(suspects))
-        frequent = Counter(marks.values())
-        suspects = [p for p in suspects if marks[p.name] and frequent[marks[p.name]] > 1]
-    return {picture.name: marks[picture.name] for picture in suspects}
-
-
-def _ending(picture: Picture) -> bytes:
-    """Size and last bytes of the file; b"" if it is empty or cannot be read."""
-    try:
-        with open(picture.path, "rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            return b"%d " % size + os.pread(handle.fileno(), TAIL, max(0, size - TAIL)) if size else b""
-    except (OSError, ValueError):
-        return b""
-
-
-def _digest(picture: Picture) -> bytes:
-    try:
-        return sha256(picture.path.read_bytes()).digest()
-    except OSError:
-        return b""
+def _identities(pictures: Sequence[Picture], progress: Progress | None) -> dict[str, Identity]:
+    found = identities([picture.path for picture in pictures], progress)
+    return {picture.name: one for picture, one in zip(pictures, found, strict=True) if one is not None}
 
 
 # ---- comparing
 
 
-def _equal_across(pictures: Sequence[Picture], digests: Mapping[str, bytes]) -> list[Pair]:
-    """Each picture of a later side that has the bytes of one of an earlier side, with the first such."""
-    return [
-        Pair(twins[0].name, twin.name, 1.0)
-        for twins in by_bytes(pictures, digests)
-        for twin in twins[1:]
-        if side(twin.split) != side(twins[0].split)
-    ]
+def _equal_across(pictures: Sequence[Picture], known: Mapping[str, Identity]) -> list[Pair]:
+    """Each picture of a later side that equals one of an earlier side, with the first such; rather one of its bytes."""
+    pairs = []
+    for twins in twins_of(pictures, known):
+        by_content: dict[str, Picture] = {}
+        for twin in twins:
+            first = by_content.setdefault(known[twin.name].content, twin)
+            if side(first.split) == side(twin.split):
+                first = twins[0]
+            if side(first.split) != side(twin.split):
+                pairs.append(Pair(first.name, twin.name, 1.0))
+    return pairs
 
 
 def _alike_across(seen: _Seen, progress: Progress | None) -> list[Pair]:
-    """Near-duplicates on two sides, those with the same bytes apart; the earlier side first."""
+    """Near-duplicates on two sides, equal pictures apart; the earlier side first."""
     if progress:
         progress("comparing pictures", 0, 1)
-    readable = [row for row, picture in enumerate(seen.pictures) if picture.name in seen.digests]
-    sides = np.array([SIDES.index(side(seen.pictures[row].split)) for row in readable], np.int64)
-    pairs = []
-    for pair in near_duplicates(seen.thumbs[readable], sides):
-        two = sorted((pair.first, pair.second), key=lambda place: (sides[place], place))
-        first, second = (seen.pictures[readable[place]].name for place in two)
-        if seen.digests[first] != seen.digests[second]:
-            pairs.append(Pair(first, second, round(pair.likeness, 4)))
+    rows = _readable(seen)
+    sides = np.array([SIDES.index(side(seen.pictures[row].split)) for row in rows], np.int64)
+    pairs = _near(seen, rows, sides, MIN_LIKENESS)
     if progress:
         progress("comparing pictures", 1, 1)
+    return pairs
+
+
+def _alike_within(seen: _Seen) -> list[Pair]:
+    """On each side the pairs of a real and a fake picture that are as alike as copies, equal pictures apart.
+
+    A forgery changes one place; a copy saved anew differs a little everywhere.
+    """
+    rows = _readable(seen)
+    pairs: list[Pair] = []
+    for name in SIDES:
+        there = [row for row in rows if side(seen.pictures[row].split) == name]
+        labels = np.array([seen.pictures[row].label for row in there], np.int64)
+        pairs += _near(seen, there, labels, COPY_LIKENESS)
+    path_of = {picture.name: picture.path for picture in seen.pictures}
+
+    def difference(pair: Pair) -> float:
+        return local_difference(decode(path_of[pair.first], DETAIL), decode(path_of[pair.second], DETAIL))
+
+    found = [pair for pair, by in zip(pairs, spread(difference, pairs), strict=True) if by <= COPY_DIFFERENCE]
+    return sorted(found, key=lambda pair: -pair.likeness)
+
+
+def _readable(seen: _Seen) -> list[int]:
+    return [row for row, picture in enumerate(seen.pictures) if picture.name in seen.identities]
+
+
+def _near(seen: _Seen, rows: Sequence[int], parts: NDArray[np.int64], least: float) -> list[Pair]:
+    """Near-duplicates in two `parts`, equal pictures apart; the smaller part first."""
+    pairs = []
+    for pair in near_duplicates(seen.thumbs[rows], parts, least):
+        two = sorted((pair.first, pair.second), key=lambda place: (parts[place], place))
+        first, second = (seen.pictures[rows[place]].name for place in two)
+        if seen.identities[first].pixels != seen.identities[second].pixels:
+            pairs.append(Pair(first, second, round(pair.likeness, 4)))
     return pairs

@@ -6,18 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dftrack.data.folder import REAL, Picture, side
+from dftrack.data.identity import Identity
 from dftrack.data.shortcuts import Shortcut
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 SIDES = ("train", "val", "test")
-GROUP, BYTES, LABELS = "group-across-splits", "bytes-across-splits", "both-labels"
-LEAKS = frozenset({GROUP, BYTES, LABELS})  # the exact ones, which block
+GROUP, BYTES, PIXELS = "group-across-splits", "bytes-across-splits", "pixels-across-splits"
+LABELS = "both-labels"
+SAME = frozenset({BYTES, PIXELS})  # a picture on two sides, which can be left out of one
+LEAKS = frozenset({GROUP, LABELS, *SAME})  # the exact ones, which block
 ALIKE = "alike-across-splits"
+ALIKE_LABELS = "alike-with-both-labels"
 
 EXAMPLES = 10  # named in a finding
 MAX_UNREADABLE = 0.01  # share of a split
 IMBALANCE = 3.0  # times as many pictures of one class as of the other, from which it is worth a word
+CHANCE = 0.5  # an AUC at or below which nothing was found
 STRONG = 0.70  # AUC of the shortcut probe from which it is a warning
 SHOWN_TRAITS = 5
 
@@ -35,11 +40,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two pictures that are the same, or nearly, on two sides of train | val | test."""
+    """Two pictures that are the same, or nearly, on two sides of train | val | test or with two labels."""
 
     first: str  # names
     second: str
-    likeness: float  # 1: the same bytes; else the correlation of their thumbnails
+    likeness: float  # 1: the same pixels; else the correlation of their thumbnails
 
 
 def class_counts(pictures: Iterable[Picture]) -> dict[str, dict[str, int]]:
@@ -54,14 +59,14 @@ def _class(picture: Picture) -> str:
     return "real" if picture.label == REAL else "fake"
 
 
-def by_bytes(pictures: Sequence[Picture], digests: Mapping[str, bytes]) -> list[list[Picture]]:
-    """The pictures that have twins, together with them, in the order of the sides."""
-    found: dict[bytes, list[Picture]] = {}
+def twins_of(pictures: Sequence[Picture], known: Mapping[str, Identity]) -> list[list[Picture]]:
+    """The pictures that others equal pixel for pixel, together with them, in the order of the sides."""
+    found: dict[str, list[Picture]] = {}
     for picture in sorted(
         pictures, key=lambda picture: (SIDES.index(side(picture.split)), picture.split, picture.name)
     ):
-        if picture.name in digests:
-            found.setdefault(digests[picture.name], []).append(picture)
+        if picture.name in known:
+            found.setdefault(known[picture.name].pixels, []).append(picture)
     return [twins for twins in found.values() if len(twins) > 1]
 
 
@@ -115,10 +120,10 @@ def about_files(
         yield Finding("warning", "no-mask", message, len(lost), tuple(lost[:EXAMPLES]))
 
 
-def about_labels(pictures: Sequence[Picture], digests: Mapping[str, bytes]) -> Iterator[Finding]:
+def about_labels(pictures: Sequence[Picture], known: Mapping[str, Identity]) -> Iterator[Finding]:
     """Pictures with both labels, and pictures that come more than once."""
     both, repeated = [], []
-    for twins in by_bytes(pictures, digests):
+    for twins in twins_of(pictures, known):
         names = " = ".join(twin.name for twin in twins[:EXAMPLES])
         if len({twin.label for twin in twins}) > 1:
             both.append(names)
@@ -136,17 +141,34 @@ def about_pairs(
     pictures: Sequence[Picture], pairs: Sequence[Pair], kind: str, severity: Severity, what: str
 ) -> Iterator[Finding]:
     """Pictures that are the same, or nearly, on two sides: one finding for each two splits."""
-    split_of = {picture.name: picture.split for picture in pictures}
+    picture_of = {picture.name: picture for picture in pictures}
     together: dict[tuple[str, str], list[Pair]] = {}
     for pair in pairs:
-        together.setdefault((split_of[pair.first], split_of[pair.second]), []).append(pair)
+        together.setdefault((picture_of[pair.first].split, picture_of[pair.second].split), []).append(pair)
     for (first, second), there in together.items():
         count = len({pair.second for pair in there})
-        sign = "=" if kind == BYTES else "~"
-        named = tuple(f"{pair.first} {sign} {pair.second}" for pair in there[:EXAMPLES])
+        sign = "=" if kind in SAME else "~"
+        other = {pair for pair in there if picture_of[pair.first].label != picture_of[pair.second].label}
+        named = tuple(
+            f"{pair.first} {sign} {pair.second}{' with the other label' if pair in other else ''}"
+            for pair in sorted(there, key=lambda pair: pair not in other)[:EXAMPLES]  # the worst first
+        )
         have = "has" if count == 1 else "have"
         message = f"{_number(count, 'picture')} of {second} {have} {what} pictures of {first}"
+        if contradicted := len({pair.second for pair in other}):
+            message += ", with the other label" if contradicted == count else f", {contradicted:,} with the other label"
         yield Finding(severity, kind, message, count, named)
+
+
+def about_contradictions(pairs: Sequence[Pair]) -> Iterator[Finding]:
+    """Pairs of a real picture and a fake one, on one side, that are too alike to be two pictures."""
+    if pairs:
+        named = tuple(f"{pair.first} ~ {pair.second}" for pair in pairs[:EXAMPLES])
+        message = (
+            f"{_number(len(pairs), 'pair')} of a real and a fake picture on one side that are as alike as copies: "
+            "is one labelled wrongly?"
+        )
+        yield Finding("warning", ALIKE_LABELS, message, len(pairs), named)
 
 
 def about_shortcut(shortcut: Shortcut) -> Finding:
@@ -159,9 +181,17 @@ def about_shortcut(shortcut: Shortcut) -> Finding:
     message = (
         f"without looking at a face, the files alone tell real from fake with AUC {shortcut.auc:.2f} ({where}): "
         "the floor for any detector here"
+        if shortcut.auc >= CHANCE
+        else f"without looking at a face, what tells real from fake by the files alone: {floor_words(shortcut.auc, 2)} "
+        f"({where})"
     )
     named = tuple(f"{trait}: AUC {auc:.2f} alone" for trait, auc in list(shortcut.traits.items())[:SHOWN_TRAITS])
     return Finding("warning" if shortcut.auc >= STRONG else "note", "shortcut", message, looked_at, named)
+
+
+def floor_words(auc: float, digits: int = 3) -> str:
+    """The AUC that files alone reach, as a floor for detectors: below chance there is none."""
+    return f"{auc:.{digits}f}" if auc >= CHANCE else f"none found ({auc:.{digits}f})"
 
 
 def _number(count: int, noun: str) -> str:

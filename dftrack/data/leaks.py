@@ -1,8 +1,8 @@
 """Before anything is trained: the short audit, and what follows from it.
 
-A picture of a later side (val, test) that has the bytes of one of an earlier side is left out and counted; more than
-1 % of a split, a group on two sides or a picture with both labels is refused, unless the user says otherwise. What was
-found is kept below the cache, so that the same files are looked at once.
+A picture of a later side (val, test) that equals one of an earlier side, pixel for pixel, is left out and counted; more
+than 1 % of a split, a group on two sides or a picture with both labels is refused, unless the user says otherwise. What
+was found is kept below the cache, so that the same files are looked at once.
 """
 
 import dataclasses
@@ -18,13 +18,14 @@ from typing import Any
 from dftrack.config import Leaks
 from dftrack.data.audit import Audit, audit, blocking
 from dftrack.data.decoding import Stamp, stamp_of
-from dftrack.data.findings import BYTES, Finding, Pair
+from dftrack.data.findings import SAME, Finding, Pair
 from dftrack.data.folder import Listing, Progress
+from dftrack.data.identity import kept_identities
 from dftrack.data.shortcuts import Shortcut
 from dftrack.errors import DataError
 from dftrack.files import write_text
 
-FORMAT = 1  # raise it when the same files give another audit
+FORMAT = 2  # raise it when the same files give another audit
 MOST_LEFT_OUT = 0.01  # share of a split
 HINT = (
     "dftrack data check lists them all; --set data.leaks=allow trains on them, says so in the run, and bars promotion"
@@ -60,7 +61,7 @@ def review(listing: Listing, leaks: Leaks, home: Path, progress: Progress | None
     faults = blocking(found)
     if leaks == "allow":
         return listing, Review(found, (), sum(fault.count for fault in faults))
-    beyond = [fault for fault in faults if fault.kind != BYTES or leaks == "refuse"]
+    beyond = [fault for fault in faults if fault.kind not in SAME or leaks == "refuse"]
     if beyond:
         raise DataError(_sentence(beyond[0]), HINT)
     left_out = {pair.second for pair in found.same}
@@ -91,7 +92,8 @@ def _audit(listing: Listing, home: Path, progress: Progress | None) -> Audit:
     place = home / "cache" / f"audit-{_key(listing, [stamp_of(picture.path) for picture in listing.pictures])}.json"
     if (known := _read(place)) is not None:
         return known
-    found = audit(listing, thorough=False, progress=progress)
+    equal = kept_identities(listing.pictures, home, progress)
+    found = audit(listing, thorough=False, progress=progress, known=equal)
     write_text(place, json.dumps(dataclasses.asdict(found)))
     return found
 
@@ -115,6 +117,7 @@ def _read(place: Path) -> Audit | None:
             findings=tuple(Finding(**f | {"examples": tuple(f["examples"])}) for f in plain["findings"]),
             same=tuple(Pair(**pair) for pair in plain["same"]),
             alike=tuple(Pair(**pair) for pair in plain["alike"]),
+            contradicting=tuple(Pair(**pair) for pair in plain["contradicting"]),
             shortcut=Shortcut(**shortcut),
         )
     except (OSError, ValueError, KeyError, TypeError):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dftrack.data.folder import USUAL_SIZE, Picture
+from dftrack.data.identity import Identity, identity
 from dftrack.data.parallel import spread
 from dftrack.data.pictures import FORMATS, PictureError, decode, read_bytes
 
@@ -33,7 +34,7 @@ class Look:
     """What one file shows. Of a file that cannot be read, only why."""
 
     unreadable: str = ""
-    sha256: bytes = b""
+    identity: Identity | None = None
     traits: Traits | None = None  # what could give a class away without looking at the face
     thumb: Thumb | None = None
 
@@ -47,12 +48,13 @@ def look(picture: Picture) -> Look:
     """Read one file. It is unreadable by the same rules as for training."""
     try:
         content = read_bytes(picture.path)
-        image = Image.fromarray(decode(content))
+        pixels = decode(content)
     except PictureError as error:
         return Look(unreadable=error.message)
+    image = Image.fromarray(pixels)
     grey = image.convert("L").resize((THUMB, THUMB), Image.Resampling.LANCZOS)
     traits = header_traits(content, picture.path.suffix.lower()) | colour_traits(image)
-    return Look(sha256=hashlib.sha256(content).digest(), traits=traits, thumb=np.array(grey))
+    return Look(identity=identity(content, pixels), traits=traits, thumb=np.array(grey))
 
 
 def header_traits(content: bytes, suffix: str) -> Traits:
