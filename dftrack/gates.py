@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dftrack.data.findings import CHANCE, floor_words
 from dftrack.errors import MetricError, require
 from dftrack.learning.calibration import expected_calibration_error
 from dftrack.learning.evaluation import Predictions, report
@@ -167,8 +168,8 @@ def above_shortcuts(val_auc: float | None, floor: float | None) -> Gate:
     wanted = "a val AUC above that of the files' traits alone"
     if floor is None:
         return Gate("shortcut floor", wanted, "no floor was measured (metric shortcut/roc_auc)", None)
-    found = f"{_number(val_auc)} against {floor:.4f}"
-    return Gate("shortcut floor", wanted, found, val_auc is not None and val_auc > floor)
+    found = f"{_number(val_auc)} against {floor_words(floor, 4)}"
+    return Gate("shortcut floor", wanted, found, val_auc is not None and val_auc > max(CHANCE, floor))
 
 
 def above_always_fake(predictions: Mapping[str, Predictions], threshold: float) -> Gate:

@@ -69,7 +69,9 @@ def show_results(
             "  always fake", "", *(number(base[name], 3) for name in SHOWN), style="dim", end_section=floor is None
         )
         if floor is not None:
-            cells = (number(floor, 3) if name == "roc_auc" else "" for name in SHOWN)
+            from dftrack.data.findings import floor_words
+
+            cells = (floor_words(floor) if name == "roc_auc" else "" for name in SHOWN)
             table.add_row("  files alone", "", *cells, style="dim", end_section=True)
     out().print(table)
 
