@@ -19,10 +19,12 @@ from dftrack import logged_model, registered, registry
 from dftrack.config import Config, flatten, vary
 from dftrack.data.cache import DataSet, open_data
 from dftrack.data_place import place_tag
+from dftrack.dossier import INTERVALS_TAG
 from dftrack.errors import DetectorError, PromotionRefused, SettingError, StoreError
 from dftrack.gates import Gate, Limits
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import report
+from dftrack.learning.statistics import METHOD
 from dftrack.recording import flat_metrics, prediction_columns
 from dftrack.registry import Promotion, Request, promote, resolve_model, rollback
 from dftrack.scored import stored_predictions
@@ -233,9 +235,11 @@ def test_a_run_with_a_prettier_metric_is_refused(tracker: Tracker, made: Made) -
 
 
 def test_a_run_with_a_narrower_interval_than_its_predictions_give_is_refused(tracker: Tracker, made: Made) -> None:
-    tracker.open_run(made.runs["good"]).log_metrics({"interval/test-dev/roc_auc/low": 0.74})
+    run = tracker.open_run(made.runs["good"])
+    run.set_tags({INTERVALS_TAG: METHOD})
+    run.log_metrics({"interval/test-dev/roc_auc/low": 0.74})
     found = ask(tracker, made.runs["good"])
-    assert failed(found) == ["metrics"] and "interval/test-dev/roc_auc/low" in found.refusal().message
+    assert failed(found) == ["metrics"] and "interval/test-dev/" in found.refusal().message
 
 
 def test_an_unfinished_run_and_one_without_a_model_are_refused(tracker: Tracker, made: Made) -> None:
