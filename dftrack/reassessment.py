@@ -1,6 +1,7 @@
 """A recorded model held against any data set, as a run of its own: `dftrack evaluate`."""
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +9,10 @@ from typing import Any, cast
 
 from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
-from dftrack.data.parallel import spread
+from dftrack.data.identity import identities, kept_identities
 from dftrack.data.sources import find_pictures
 from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, SettingError
-from dftrack.files import sha256
 from dftrack.learning.assessment import Assessment, Chosen, Progress, choose, plain
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
@@ -33,6 +33,7 @@ from dftrack.tracking import Run, Tracker
 
 KIND = "evaluation"
 SEEN_TAG = "dftrack.trained_on"  # how many of the pictures the model was trained on; absent if none
+CHOSEN_TAG = "dftrack.chosen_on"  # how many, of the others, were in the val split that decided its thresholds; so too
 NO_CHOICE = Chosen(None, {}, {"temperature": "no val split decided it"})
 
 
@@ -65,7 +66,7 @@ class Evaluated:
 
     def plain(self) -> dict[str, Any]:
         """What evaluation.json holds: intervals, answers by group, thresholds, calibration and more of each split."""
-        return {**plain(self.assessment), "shortcut": self.floor}
+        return {**plain(self.assessment), "shortcut": self.floor, "notices": list(self.notices)}
 
 
 def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress) -> Evaluated:
@@ -77,7 +78,9 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     data = _open(detector, own, request, store, progress)
     names = _splits(data, request.splits)
     settings: dict[str, Value] = {"data.source": data.source, "data.image_size": data.image_size, "run.device": device}
-    seen = _seen(own, data, names, store)
+    judged = _judged(data, names, progress)
+    known = _known(own, data, judged, store, progress)
+    notices = _notices(judged, known)
     run = tracker.start_run(
         f"evaluation of {resolved.described}"[:120],
         key=uuid.uuid4().hex,
@@ -87,18 +90,20 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
             "dftrack.data_digest": data.digest,
             EVALUATED_TAG: resolved.run_id,
             TESTS_OPENED: ", ".join(name for name in names if name not in ("train", "val")),
-            **({SEEN_TAG: str(seen)} if seen else {}),
+            **({SEEN_TAG: str(known.trained_on)} if known and known.trained_on else {}),
+            **({CHOSEN_TAG: str(known.chosen_on)} if known and known.chosen_on else {}),
         },
     )
     try:
         record_start(run, data, opened=names)
-        reports, found = _judge(run, detector, data, names, decided_by(tracker, resolved.run_id), device, progress)
+        chosen = decided_by(tracker, resolved.run_id)
+        reports, found = _judge(run, detector, data, names, chosen, notices, device, progress)
     except BaseException as error:
         run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
         raise
     run.finish("FINISHED")
     return Evaluated(
-        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), found, _notices(seen)
+        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), found, notices
     )
 
 
@@ -108,6 +113,7 @@ def _judge(
     data: DataSet,
     names: Sequence[str],
     chosen: Chosen | None,
+    notices: Sequence[str],
     device: str,
     progress: Progress,
 ) -> tuple[tuple[Report, ...], Assessment]:
@@ -123,34 +129,92 @@ def _judge(
     for scored in predictions:
         run.log_table(prediction_columns(scored), f"predictions/{scored.split}.csv")
     found = record_judgement(
-        run, detector.model, data, predictions, chosen, threshold=detector.threshold, device=device, progress=progress
+        run,
+        detector.model,
+        data,
+        predictions,
+        chosen,
+        threshold=detector.threshold,
+        device=device,
+        progress=progress,
+        notices=notices,
     )
     return reports, found
 
 
-def _seen(own: str, data: DataSet, names: Sequence[str], store: Path) -> int | None:
-    """How many of the pictures the model was trained on, by their bytes; None if its data are not there any more."""
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A picture that is judged."""
+
+    split: str
+    label: int
+    pixels: str  # by which equal pictures are known
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """How many of the judged pictures the model knows, whatever they are called and however they are saved."""
+
+    trained_on: int
+    chosen_on: int  # of the others: in its val split
+
+
+def _judged(data: DataSet, names: Sequence[str], progress: Progress) -> list[_Judged]:
+    asked = [
+        (name, int(label), path)
+        for name in names
+        for label, path in zip(data.splits[name].labels, data.splits[name].paths, strict=True)
+    ]
+    found = identities([path for _, _, path in asked], progress)
+    return [_Judged(name, label, one.pixels) for (name, label, _), one in zip(asked, found, strict=True) if one]
+
+
+def _known(own: str, data: DataSet, judged: Sequence[_Judged], store: Path, progress: Progress) -> _Known | None:
+    """None if the data that the model was trained on are not there any more.
+
+    That its own val split is its val split goes without saying: there nothing is counted as chosen on.
+    """
     try:
         listing = find_pictures(own, store)
     except DataError:
         return None
-    asked = [path for name in names for path in data.splits[name].paths]
-    sizes = {path.stat().st_size for path in asked}
-    trained = [
-        p.path for p in listing.pictures if p.split == "train" and p.path.is_file() and p.path.stat().st_size in sizes
-    ]
-    known = set(spread(sha256, trained))
-    return sum(digest in known for digest in spread(sha256, asked)) if known else 0
-
-
-def _notices(seen: int | None) -> tuple[str, ...]:
-    if seen is None:
-        return ("whether the model was trained on these pictures cannot be told: its data are not there any more",)
-    return (
-        (f"the model was trained on {seen} of these pictures: what it says of them is no measure of skill",)
-        if seen
-        else ()
+    of = kept_identities(listing.pictures, store, progress)
+    train, val = (
+        {of[p.name].pixels for p in listing.pictures if p.split == split and p.name in of} for split in ("train", "val")
     )
+    if not train:
+        return None
+    trained_on = sum(picture.pixels in train for picture in judged)
+    others = [p for p in judged if p.pixels not in train and not (p.split == "val" and data.source == listing.source)]
+    return _Known(trained_on, sum(picture.pixels in val for picture in others))
+
+
+def _notices(judged: Sequence[_Judged], known: _Known | None) -> tuple[str, ...]:
+    said = []
+    if known is None:
+        said.append("whether the model was trained on these pictures cannot be told: its data are not there any more")
+    elif known.trained_on:
+        said.append(
+            f"the model was trained on {known.trained_on} of these pictures: what it says of them is no measure of "
+            "skill"
+        )
+    if known and known.chosen_on:
+        said.append(
+            f"{known.chosen_on} of these pictures are of the model's val split, which chose its epoch, thresholds and "
+            "temperature: what it says of them is flattered"
+        )
+    labels: dict[str, set[int]] = {}
+    for picture in judged:
+        labels.setdefault(picture.pixels, set()).add(picture.label)
+    if both := sum(len(of) > 1 for of in labels.values()):
+        are = "picture is" if both == 1 else "pictures are"
+        said.append(f"{both} {are} labelled both real and fake: no answer is right")
+    times = Counter((picture.split, picture.pixels) for picture in judged)
+    if more := sum(count - 1 for count in times.values()):
+        repeated = sum(count > 1 for count in times.values())
+        come = "picture comes" if repeated == 1 else "pictures come"
+        said.append(f"{repeated} {come} more than once in a split: {more} too many, each counted as one of its own")
+    return tuple(said)
 
 
 def _open(detector: Detector, own: str, request: Request, store: Path, progress: Progress) -> DataSet:

@@ -153,14 +153,18 @@ def record_judgement(
     threshold: float = DEFAULT_THRESHOLD,
     device: str,
     progress: Progress,
+    notices: Sequence[str] = (),
 ) -> Assessment:
-    """Everything that is drawn from predictions, and everything that says how far they can be trusted."""
+    """Everything that is drawn from predictions, and everything that says how far they can be trusted.
+
+    notices: what a person should know of these data, for the report.
+    """
     splits = [data.splits[found.split] for found in predictions]
     damaged = next((name for name in data.test_splits if name in {s.name for s in splits}), splits[0].name)
     found = assess(
         model, splits, predictions, chosen, threshold=threshold, device=device, robust_on=damaged, progress=progress
     )
-    record_assessment(run, model, splits, found, data.review)
+    record_assessment(run, model, splits, found, data.review, notices)
     run.log_bytes(figures.roc_curves(predictions), "curves/roc.png")
     run.log_bytes(figures.pr_curves(predictions), "curves/precision-recall.png")
     for split, part in zip(splits, found.splits, strict=True):

@@ -1,11 +1,13 @@
 """A model held against data of any kind: everything is recorded, nothing is invented, what is undefined says so."""
 
 import contextlib
+import html
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dftrack import __main__ as entry
 from dftrack.errors import DataError, SettingError
@@ -149,6 +151,39 @@ def test_pictures_that_the_model_was_trained_on_are_counted_whatever_their_names
         "the model was trained on 6 of these pictures: what it says of them is no measure of skill",
     )
     assert open_tracker(place / "store").find_run(found.run_id).tags["dftrack.trained_on"] == "6"
+
+
+def test_what_the_model_knows_and_what_is_wrong_with_the_data_is_said_everywhere(place: Path, tmp_path: Path) -> None:
+    """Pictures of train and val saved anew as PNG, and one picture twenty times with both labels."""
+    for label in ("real", "fake"):
+        folder = tmp_path / "judged" / "test" / label
+        folder.mkdir(parents=True)
+        for split, count in (("train", 3), ("val", 2)):
+            for picture in sorted((place / "faces" / split / label).iterdir())[:count]:
+                Image.open(picture).save(folder / f"{split}-{picture.stem}.png")
+        for number in range(10):
+            shutil.copy(place / "faces" / "test-dev" / "real" / "test-dev-real-000.jpg", folder / f"again-{number}.jpg")
+    found = run(place, source=str(tmp_path / "judged"))
+    assert found.notices == (
+        "the model was trained on 6 of these pictures: what it says of them is no measure of skill",
+        "4 of these pictures are of the model's val split, which chose its epoch, thresholds and temperature: "
+        "what it says of them is flattered",
+        "1 picture is labelled both real and fake: no answer is right",
+        "1 picture comes more than once in a split: 19 too many, each counted as one of its own",
+    )
+    tracker = open_tracker(place / "store")
+    tags = tracker.find_run(found.run_id).tags
+    assert (tags["dftrack.trained_on"], tags["dftrack.chosen_on"]) == ("6", "4")
+    report = html.unescape(tracker.download(found.run_id, "report/evaluation.html").read_text())
+    stored = json.loads(tracker.download(found.run_id, "evaluation.json").read_text())
+    assert stored["notices"] == list(found.notices)
+    for notice in found.notices:
+        assert notice in report
+
+
+def test_of_its_own_val_split_nothing_needs_to_be_said(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    assert [report.split for report in own[2].reports] == ["val", "test-dev"]
+    assert own[2].notices == ()
 
 
 def test_a_split_that_is_not_there_is_refused_with_those_that_are(place: Path) -> None:
