@@ -115,7 +115,7 @@ def _numbers(published: list[str]) -> tuple[dict[str, float], dict[str, int]]:
     known = ("accuracy", "precision", "recall", "f1", "share_fake")
     numbers: dict[str, float] = {}
     typed: dict[str, int] = {}
-    for name, text in pairs(published, "--published", "accuracy=.8278").items():
+    for name, text in pairs(published, "--published", "accuracy=.8278", once=True).items():
         if name not in known:
             raise SettingError(f"--published knows no {name!r}", f"it knows {', '.join(known)}")
         try:

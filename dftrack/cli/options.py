@@ -29,15 +29,20 @@ Settings = Annotated[
 ]
 
 
-def pairs(settings: list[str], option: str = "--set", example: str = "model.dropout=0.3") -> "dict[str, Value]":
-    """What `--set NAME=VALUE`, or another option of that form, said, by name. SettingError if one was said twice."""
+def pairs(
+    settings: list[str], option: str = "--set", example: str = "model.dropout=0.3", *, once: bool = False
+) -> "dict[str, Value]":
+    """What `--set NAME=VALUE`, or another option of that form, said, by name.
+
+    Of a name given twice the last counts, as for every option; `once`: it is refused.
+    """
     pairs: dict[str, Value] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         if not equals:
             raise SettingError(f"{option} wants NAME=VALUE, got {text!r}", f"for example {option} {example}")
         name, value = name.strip(), value.strip()
-        if name in pairs:
+        if once and name in pairs:
             raise SettingError(
                 f"{option} {name} was given twice: {pairs[name]!r} and {value!r}", "leave out one of them"
             )
