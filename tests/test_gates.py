@@ -120,6 +120,8 @@ def test_the_floor_of_the_files_traits_has_to_be_beaten_where_it_was_measured() 
     assert gates.above_shortcuts(0.7, 0.7).passed is False
     assert gates.above_shortcuts(None, 0.7).passed is False
     assert gates.above_shortcuts(0.9, None).passed is None
+    assert gates.above_shortcuts(0.48, 0.46).passed is False, "a floor below chance is no floor: chance is"
+    assert gates.above_shortcuts(0.6, 0.46).found.endswith("none found (0.4600)")
 
 
 def test_a_detector_no_better_than_always_saying_fake_is_refused() -> None:
