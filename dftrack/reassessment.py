@@ -200,7 +200,7 @@ def _notices(judged: Sequence[_Judged], known: _Known | None) -> tuple[str, ...]
         )
     if known and known.chosen_on:
         said.append(
-            f"{known.chosen_on} of these pictures are of the model's val split, which chose its epoch, thresholds and "
+            f"{known.chosen_on} of these pictures are of the model's val split, which chose its thresholds and "
             "temperature: what it says of them is flattered"
         )
     labels: dict[str, set[int]] = {}

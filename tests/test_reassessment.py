@@ -166,7 +166,7 @@ def test_what_the_model_knows_and_what_is_wrong_with_the_data_is_said_everywhere
     found = run(place, source=str(tmp_path / "judged"))
     assert found.notices == (
         "the model was trained on 6 of these pictures: what it says of them is no measure of skill",
-        "4 of these pictures are of the model's val split, which chose its epoch, thresholds and temperature: "
+        "4 of these pictures are of the model's val split, which chose its thresholds and temperature: "
         "what it says of them is flattered",
         "1 picture is labelled both real and fake: no answer is right",
         "1 picture comes more than once in a split: 19 too many, each counted as one of its own",
