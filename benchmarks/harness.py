@@ -51,7 +51,7 @@ def bare(task: Task, epochs: int) -> Turn:
         for step, batch in enumerate(batches.epoch(epoch)):
             torch.manual_seed(training._step_seed(0, epoch, step))
             training._train_step(state, batch)
-            if step == 0 and training._largest_map(state, batches) <= training.HEAP_MAP:
+            if step == 0:
                 tune_allocator()
         trim_allocator()
         predict(state.model, data.splits["val"])

@@ -6,6 +6,7 @@ convolutions have no bias (BatchNorm takes the mean away again; see `fold_biases
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +48,40 @@ class FaceCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         maps = images  # (B, 3, S, S)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
-            maps = functional.relu(functional.max_pool2d(norm(conv(maps)), 2, stride=2), inplace=True)
+            maps = functional.relu(self._pool(norm(conv(maps))), inplace=True)
         hidden = functional.relu(self.fc1(torch.flatten(maps, start_dim=1)))  # (B, 512)
         logits: Tensor = self.fc2(self.dropout(hidden))  # (B, 2)
         return logits
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
+        if self.training and maps.device.type == "cpu":
+            pooled: Tensor = _LeanPool.apply(maps)  # type: ignore[no-untyped-call] # torch has no types for apply
+            return pooled
+        return functional.max_pool2d(maps, 2, stride=2)
+
+
+class _LeanPool(torch.autograd.Function):
+    """2 x 2 max pooling, bit for bit, that keeps for its gradient where the maxima were, but not all it looked at.
+
+    torch's own keeps its input too: 0.36 GB for the three blocks at 224 px, batch 32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor) -> Tensor:
+        pooled, where = torch.ops.aten.max_pool2d_with_indices(maps, [2, 2], [2, 2])
+        ctx.save_for_backward(where)
+        ctx.shape, ctx.strides = maps.shape, maps.stride()
+        return pooled  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (where,) = ctx.saved_tensors
+        scattered = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype)
+        # the input is asked for its shape and layout alone: the result can stand in for it
+        return torch.ops.aten.max_pool2d_with_indices_backward(  # type: ignore[no-any-return]
+            grad, scattered, [2, 2], [2, 2], [0, 0], [1, 1], False, where, grad_input=scattered
+        )
 
 
 def build_model(config: ModelConfig, image_size: int) -> FaceCNN:

@@ -16,12 +16,11 @@ from dftrack.data.cache import Split
 from dftrack.errors import TrainingError
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
-from dftrack.learning.model import CHANNELS, FaceCNN, normalise
+from dftrack.learning.model import FaceCNN, normalise
 from dftrack.learning.optimizers import new_optimizer
 from dftrack.runtime import trim_allocator, tune_allocator
 
 CUDA_LOSS_EVERY = 50  # steps between two readings of the loss on a card, where reading means waiting
-HEAP_MAP = 128 << 20  # bytes; larger maps in one heap cost more memory (0.5 GB at 224 px in fp32) than they save time
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -118,7 +117,7 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
     for batch in batches.epoch(state.epoch, skip=first):
         torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))  # dropout's draw
         loss = _train_step(state, batch)
-        if batches.device == "cpu" and state.step == first and _largest_map(state, batches) <= HEAP_MAP:
+        if batches.device == "cpu" and state.step == first:
             tune_allocator()  # now: what lasts (weights, gradients, moments) lies in blocks outside the heap
         _note(state, batches.batch_size, loss)
         look = batches.device == "cpu" or state.step % CUDA_LOSS_EVERY == 0 or state.step == steps
@@ -132,12 +131,6 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
             loss=_finite(loss, state) if look else None,
             images_per_second=(state.step - first) * batches.batch_size / seconds,
         )
-
-
-def _largest_map(state: State, batches: Batches) -> int:
-    """Bytes of the first convolution's output for a batch."""
-    value = 2 if state.precision in AUTOCAST else 4
-    return batches.batch_size * CHANNELS[1] * state.model.image_size**2 * value
 
 
 @dataclass(frozen=True, slots=True)
