@@ -68,7 +68,7 @@ def train(search: Search, parameters: dict[str, float], after: Callable[[int, fl
 
 
 def plain_optuna(search: Search, seed: int) -> tuple[int, float]:
-    """Every trial to its end. Returns epochs and the winner's AUC."""
+    """Every trial to its end; leaves the curves for `replay_halving.py`. Returns epochs and the winner's AUC."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -79,11 +79,16 @@ def plain_optuna(search: Search, seed: int) -> tuple[int, float]:
             "model.dropout": trial.suggest_float("model.dropout", 0.0, 0.7),
             "model.kernel_size": trial.suggest_categorical("model.kernel_size", [3, 5, 7]),
         }
-        return train(search, parameters, lambda epoch, auc: None)
+        curve: list[float] = []
+        value = train(search, parameters, lambda epoch, auc: curve.append(auc))
+        kept.append({"parameters": parameters, "curve": curve})
+        return value
 
+    kept: list[dict[str, object]] = []
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial({"train.learning_rate": 1e-4, "model.dropout": 0.5, "model.kernel_size": 3})
     study.optimize(objective, n_trials=search.trials)
+    (search.store / f"curves-{search.size}px-{seed}.json").write_text(json.dumps({"trials": kept}))
     return search.trials * search.epochs, study.best_value
 
 
@@ -136,22 +141,12 @@ def timed(work: Callable[[Search, int], tuple[int, float]], search: Search, seed
 
 def dftrack_study(search: Search, seed: int) -> Turn:
     """`dftrack study` as typed, with one worker and a store of its own."""
-    rungs = [rung for rung in (1, 3) if rung < search.epochs] + [search.epochs]
-    text = f"""
-name = "beside"
-enqueue = "baseline"
-seed = {seed}
-final_seeds = 0
-[base]
-train.epochs = {search.epochs}
-[space]
-train.learning_rate = {{ low = 1e-5, high = 1e-2, log = true }}
-model.dropout = {{ low = 0.0, high = 0.7 }}
-model.kernel_size = [3, 5, 7]
-[pruning]
-kind = "halving"
-rungs = {rungs}
-"""
+    from dftrack.study.definition import find_study_file
+
+    text = find_study_file("default").read_text()
+    for old, new in (("final_seeds = 3", "final_seeds = 0"), ("\nseed = 0", f"\nseed = {seed}")):
+        assert text.count(old) == 1, f"studies/default.toml has no {old!r} any more"
+        text = text.replace(old, new)
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         if search.faces == "sample":
@@ -159,7 +154,7 @@ rungs = {rungs}
         file = store / "beside.toml"
         file.write_text(text)
         words = ["study", "--study", file, "--data", search.faces, "--store", store, "--trials", search.trials]
-        words += ["--set", f"data.image_size={search.size}", "--json"]
+        words += ["--set", f"data.image_size={search.size}", "--set", f"train.epochs={search.epochs}", "--json"]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         began = time.monotonic()
         done = subprocess.run(

@@ -7,24 +7,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dftrack.study.halving import Contest, Halving, Standing, cost, plan, replay, rungs_of
+from dftrack.study.definition import find_study_file
+from dftrack.study.file import read_study
+from dftrack.study.halving import Contest, Halving, Standing, contest_of, cost, plan, replay, rungs_of
 
 RUNGS = (1, 3, 10)
-CONTEST = Contest(RUNGS, 3, 30)
+THIRDS = (3, 9)
+CONTEST = Contest(RUNGS, THIRDS, 30)
 
 
 def paused(number: int, value: float, stop: int = 1) -> Standing:
     return Standing(number, "paused", stop, {stop: value})
 
 
-def test_thirty_trials_cost_seventy_one_of_three_hundred_epochs() -> None:
-    assert cost(CONTEST) == 71
-    assert cost(CONTEST) <= 300 / 4
+def test_thirty_trials_cost_seventy_five_of_three_hundred_epochs() -> None:
+    contest = read_study(find_study_file("default")).contest(30)
+    assert [contest.seats(index) for index in range(3)] == [10, 5, 3]
+    assert cost(contest) == 75 == 300 / 4
+    assert cost(CONTEST) == 71, "by thirds"
 
 
-@given(st.integers(9, 2000))
-def test_from_nine_trials_on_the_plan_costs_at_most_a_quarter(total: int) -> None:
-    assert cost(Contest(RUNGS, 3, total)) <= total * 10 / 4
+@given(st.integers(10, 2000), st.sampled_from(["default", "rich"]))
+def test_from_ten_trials_on_the_plan_costs_at_most_a_quarter(total: int, study: str) -> None:
+    assert cost(read_study(find_study_file(study)).contest(total)) <= total * 10 / 4
+
+
+def test_without_pruning_every_trial_costs_all_its_epochs() -> None:
+    assert cost(contest_of(None, 10, 30)) == 300
+
+
+def test_thirds_are_taken_where_no_shares_are_given() -> None:
+    assert contest_of(Halving(), 27, 30) == Contest((1, 3, 9, 27), (3, 9, 27), 30)
+    assert contest_of(Halving(rungs=(2, 4), one_in=(5,)), 4, 30) == Contest((2, 4), (5,), 30)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +85,13 @@ def test_the_baseline_has_a_seat_of_its_own_and_takes_it_at_once() -> None:
 
 
 def test_the_baseline_competes_where_there_is_one_seat_only() -> None:
-    contest = Contest(RUNGS, 3, 5, protected=frozenset({0}))
+    contest = Contest(RUNGS, THIRDS, 5, protected=frozenset({0}))
     step = plan([paused(n, n / 100) for n in range(5)], contest)
     assert step.promote == ((4, 3),), "otherwise five trials would train nothing but the baseline"
 
 
 def test_the_deepest_promotion_is_the_most_urgent() -> None:
-    contest = Contest((1, 3, 10), 2, 4)
+    contest = Contest((1, 3, 10), (2, 4), 4)
     deep = [paused(0, 0.9, stop=3), paused(1, 0.8, stop=3)]
     step = plan([*deep, Standing(2, "pruned", 1, {1: 0.1}), Standing(3, "failed", 1, {})], contest)
     assert step.promote == ((0, 10),)
@@ -117,7 +131,7 @@ def run(
         status = "complete" if trial.stop == contest.rungs[-1] else "paused"
         standings[number] = Standing(number, status, trial.stop, curve)
         kept = sum(s.status == "paused" for s in standings.values())
-        assert kept <= contest.total // contest.eta + workers + 1, f"{kept} checkpoints are kept"
+        assert kept <= contest.total // contest.one_in[0] + workers + 1, f"{kept} checkpoints are kept"
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,18 +141,22 @@ def run(
     workers=st.integers(1, 8),
     protect=st.booleans(),
     failing=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+    shape=st.sampled_from([(RUNGS, THIRDS), ((1, 3, 5, 10), (3, 6, 10))]),
 )
-def test_every_study_ends_within_its_budget(total: int, seed: int, workers: int, protect: bool, failing: float) -> None:
+def test_every_study_ends_within_its_budget(
+    total: int, seed: int, workers: int, protect: bool, failing: float, shape: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    rungs, one_in = shape
     rng = random.Random(seed)
     values = [[rng.randrange(5) / 5 for _ in range(10)] for _ in range(total)]
-    contest = Contest(RUNGS, 3, total, protected=frozenset({0} if protect else ()))
+    contest = Contest(rungs, one_in, total, maximize=True, protected=frozenset({0} if protect else ()))
     ended = run(values, contest, seed, failing=failing, workers=workers)
     assert len(ended) == total
     assert all(s.status in ("complete", "pruned", "failed") for s in ended), "a trial was left behind"
     assert sum(max(s.curve, default=0) for s in ended) <= cost(contest)
     if failing == 0.0:
-        assert sum(s.status == "complete" for s in ended) == contest.seats(1)
-        if protect and contest.seats(1) >= 2:
+        assert sum(s.status == "complete" for s in ended) == contest.seats(len(rungs) - 2)
+        if protect and contest.seats(len(rungs) - 2) >= 2:
             assert ended[0].status == "complete", "the baseline must reach the end"
 
 

@@ -26,7 +26,7 @@ def test_the_default_study_is_the_promised_one() -> None:
         "model.dropout": Float(0.0, 0.7),
         "model.kernel_size": Choice((3, 5, 7)),
     }
-    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 3, 10))
+    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 3, 5, 10))
     baseline = flatten(Config())
     assert study.enqueue == ({name: baseline[name] for name in study.space},), "trial 0 must be the baseline"
     assert study.protects_baseline
@@ -150,6 +150,21 @@ REFUSED = {
         "train.epochs",
     ),
     "eta of one": (SPACE + "[pruning]\neta = 1\n", 4, "from 2 on, got 1", ""),
+    "shares without rungs": (
+        SPACE + "[pruning]\none_in = [3]\n",
+        4,
+        "one_in has 1 numbers for 0 rungs",
+        "for each rung but the last",
+    ),
+    "too few shares": (SPACE + "[pruning]\nrungs = [1, 3, 10]\none_in = [3]\n", 5, "has 1 numbers for 3 rungs", ""),
+    "shares that do not fall": (SPACE + "[pruning]\nrungs = [1, 3, 10]\none_in = [3, 3]\n", 5, "must be ascending", ""),
+    "a share of one": (SPACE + "[pruning]\nrungs = [1, 10]\none_in = [1]\n", 5, "numbers from 2 on", ""),
+    "shares and eta": (
+        SPACE + "[pruning]\neta = 3\nrungs = [1, 10]\none_in = [3]\n",
+        6,
+        "say the same in two ways",
+        "",
+    ),
     "eta without pruning": (SPACE + "[pruning]\nkind = 'none'\neta = 3\n", 5, "means nothing without pruning", ""),
     "unknown pruning": (SPACE + "[pruning]\nkind = 'hyperband'\n", 4, "one of halving, none", ""),
     "no TOML": ("name = \n" + SPACE, 1, "not valid TOML", ""),
@@ -249,7 +264,7 @@ def test_the_fingerprint_knows_what_matters_and_ignores_what_does_not() -> None:
         "metric": fingerprint(parse_study(text.replace("roc_auc", "accuracy")), "abc"),
         "setting": fingerprint(study.revised({"train.batch_size": 64}), "abc"),
         "code": fingerprint(study, "abc", {"torch": "2.15"}),
-        "pruning": fingerprint(parse_study(text.replace("eta = 3", "eta = 4")), "abc"),
+        "pruning": fingerprint(parse_study(text.replace("3, 6, 10]", "3, 6, 9]")), "abc"),
     }
     for name, other in others.items():
         assert other.digest != mark.digest, f"a change of {name} must be noticed"

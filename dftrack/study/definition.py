@@ -8,7 +8,7 @@ from typing import Literal
 
 from dftrack.config import Config, Value, vary
 from dftrack.errors import SettingError, require
-from dftrack.study.halving import Halving, rungs_of
+from dftrack.study.halving import Contest, Halving, contest_of
 from dftrack.study.space import Params, Space, size
 
 Direction = Literal["maximize", "minimize"]
@@ -58,7 +58,12 @@ class StudyDefinition:
     @property
     def rungs(self) -> tuple[int, ...]:
         """The epochs after which a trial waits to hear whether it goes on; the last one is the end."""
-        return (self.epochs,) if self.pruning is None else rungs_of(self.pruning, self.epochs)
+        return self.contest(self.trials).rungs
+
+    def contest(self, total: int, protected: frozenset[int] = frozenset()) -> Contest:
+        """The rules of pruning for so many trials, those with the numbers in `protected` having a seat of their own."""
+        maximize = self.direction == "maximize"
+        return contest_of(self.pruning, self.epochs, total, maximize=maximize, protected=protected)
 
     @property
     def protects_baseline(self) -> bool:

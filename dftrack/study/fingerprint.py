@@ -31,12 +31,11 @@ def fingerprint(definition: StudyDefinition, data_digest: str, code: Mapping[str
     The number of trials, of final seeds and of kept weights may change while a study goes on: they are no part of it.
     """
     shared = flatten(vary(Config(), definition.base))
-    rungs = " of ".join((", ".join(map(str, definition.rungs[:-1])), f"{definition.epochs} epochs"))
     values = {
         "metric": f"{definition.direction} {definition.metric}",
         "data": data_digest,
         "sampler": f"{definition.sampler}, seed {definition.seed}",
-        "pruning": "none" if definition.pruning is None else f"halving by {definition.pruning.eta} after {rungs}",
+        "pruning": _pruning(definition),
         "enqueued": json.dumps(definition.enqueue, sort_keys=True),
         "baseline": "has a seat of its own" if definition.protects_baseline else "like any other",
         **{f"space {name}": str(dimension) for name, dimension in sorted(definition.space.items())},
@@ -63,3 +62,11 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
             else:
                 lines.append(f"{name}: was {before}, is {after}")
     return lines
+
+
+def _pruning(definition: StudyDefinition) -> str:
+    pruning = definition.pruning
+    if pruning is None:
+        return "none"
+    by = f"to one in {', '.join(map(str, pruning.one_in))}" if pruning.one_in else f"by {pruning.eta}"
+    return f"halving {by} after {', '.join(map(str, definition.rungs[:-1]))} of {definition.epochs} epochs"

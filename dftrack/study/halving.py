@@ -1,14 +1,15 @@
 """Synchronous successive halving: who trains on, who is out. Pure: it looks at curves and answers.
 
-All trials train for one epoch, the best third for three, the best ninth to the end: with 30 trials of 10 epochs,
-30 x 1 + 10 x 2 + 3 x 7 = 71 of 300 epochs. A trial pauses at each rung with its checkpoint and trains on from there
-if it is promoted: no epoch is trained twice. The outcome is that of a barrier at each rung, but nobody waits longer
-than needed: a trial that is among the best whatever the others will do goes on at once, and one that can no longer be
-is ended at once, so that no more checkpoints are kept than there are seats.
+All trials train for one epoch, the best third for three, the best sixth for five, the best tenth to the end: with 30
+trials of 10 epochs, 30 x 1 + 10 x 2 + 5 x 2 + 3 x 5 = 75 of 300 epochs (`studies/default.toml`). A trial pauses at each
+rung with its checkpoint and trains on from there if it is promoted: no epoch is trained twice. The outcome is that of
+a barrier at each rung, but nobody waits longer than needed: a trial that is among the best whatever the others will do
+goes on at once, and one that can no longer be is ended at once, so that no more checkpoints are kept than there are
+seats.
 
 The baseline has a seat of its own wherever there are two or more: it reaches the end and the winner is never worse than
-it on the validation split. Its seat is one of the 10 and one of the 3, so this costs no epoch (training it on as an
-extra one would cost up to 9 and break the bound of a quarter, 75 of 300).
+it on the validation split. Its seat is one of the 10, of the 5 and of the 3, so this costs no epoch (training it on as
+an extra one would cost up to 9 and break the bound of a quarter, 75 of 300).
 
 Source: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization".
 """
@@ -26,7 +27,8 @@ class Halving:
     """The shape of the plan."""
 
     rungs: tuple[int, ...] = ()  # epochs, ascending, up to the end; (): the end divided by eta, again and again
-    eta: int = 3  # one trial in so many goes on from each rung
+    eta: int = 3  # one trial in so many of those at a rung goes on, where `one_in` is not given
+    one_in: tuple[int, ...] = ()  # of all trials one in so many goes on from each rung but the last; ascending
     keep_baseline: bool = True  # whether the baseline has a seat of its own
 
 
@@ -53,14 +55,14 @@ class Contest:
     """The rules of one study, as `plan` needs them."""
 
     rungs: tuple[int, ...]
-    eta: int
+    one_in: tuple[int, ...]  # of all trials one in so many goes on from each rung but the last
     total: int  # trials there will be
     maximize: bool = True
     protected: frozenset[int] = frozenset()  # trials with a seat of their own wherever there are two or more
 
     def seats(self, rung: int) -> int:
-        """How many trials go on from the rung with this index: 30 trials and eta 3: 10, then 3; at least 1."""
-        return max(1, int(self.total // self.eta ** (rung + 1)))
+        """How many trials go on from the rung with this index: one in 3 of 30 trials are 10; at least 1."""
+        return max(1, self.total // self.one_in[rung])
 
 
 def rungs_of(halving: Halving, epochs: int) -> tuple[int, ...]:
@@ -74,6 +76,17 @@ def rungs_of(halving: Halving, epochs: int) -> tuple[int, ...]:
             rungs.insert(0, epochs // power)
         power *= halving.eta
     return tuple(rungs)
+
+
+def contest_of(
+    halving: Halving | None, epochs: int, total: int, *, maximize: bool = True, protected: frozenset[int] = frozenset()
+) -> Contest:
+    """The rules for so many trials of so many epochs. None: all of them train to the end."""
+    if halving is None:
+        return Contest((epochs,), (), total, maximize, protected)
+    rungs = rungs_of(halving, epochs)
+    one_in = halving.one_in or tuple(halving.eta**power for power in range(1, len(rungs)))
+    return Contest(rungs, one_in[: len(rungs) - 1], total, maximize, protected)
 
 
 def cost(contest: Contest) -> int:
@@ -142,7 +155,7 @@ def replay(
     assert all(len(curve) == length for curve in curves), "curves of different lengths cannot be compared"
     order = list(range(len(curves))) if seed is None else random.Random(seed).choices(range(len(curves)), k=len(curves))
     protected = frozenset({0} if seed is None and halving.keep_baseline else ())
-    contest = Contest(rungs_of(halving, length), halving.eta, len(order), maximize, protected)
+    contest = contest_of(halving, length, len(order), maximize=maximize, protected=protected)
     standings: dict[int, Standing] = {}
 
     def train(number: int, stop: int) -> None:

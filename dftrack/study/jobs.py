@@ -15,7 +15,7 @@ from optuna.trial import TrialState, create_trial
 
 from dftrack.errors import Abandoned, TrainingError
 from dftrack.study.definition import StudyDefinition
-from dftrack.study.halving import Contest, Status, plan
+from dftrack.study.halving import Status, plan
 from dftrack.study.liveness import Watch, Worker, is_free
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import BEAT, CLAIM, ENDS, REASON, TRACEBACK, Claim, Reader, Record, to_record
@@ -218,11 +218,8 @@ class Queue:
         """End the paused trials that are out; returns who may go on."""
         definition, rungs = self._definition, self._definition.rungs
         baseline = definition.enqueue[0] if definition.protects_baseline else None
-        contest = Contest(
-            rungs=rungs,
-            eta=definition.pruning.eta if definition.pruning else 2,
+        contest = definition.contest(
             total=len(records) if self._exhausted else max(self._total, len(records)),
-            maximize=definition.direction == "maximize",
             protected=frozenset(record.number for record in records if record.params == baseline),
         )
         step = plan([record.standing(rungs) for record in records], contest)

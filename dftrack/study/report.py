@@ -227,9 +227,10 @@ def _searched(summary: StudySummary) -> list[Block]:
     definition = summary.definition
     baseline = definition.baseline()
     rows = [(name, str(dimension), str(baseline[name])) for name, dimension in definition.space.items()]
-    rungs = ", ".join(map(str, definition.rungs[:-1]))
-    eta = definition.pruning.eta if definition.pruning else 0
-    pruning = f"after epoch {rungs} one trial in {eta} goes on" if rungs else "none: every trial is trained to the end"
+    contest = definition.contest(summary.trials)
+    steps = [f"one in {share} after epoch {rung}" for rung, share in zip(contest.rungs, contest.one_in, strict=False)]
+    goes_on = f"of all trials {', '.join(steps)} goes on"
+    pruning = goes_on if steps else "none: every trial is trained to the end"
     words = (
         f"{definition.direction.capitalize()} {definition.metric} after {definition.epochs} epochs. "
         f"Sampler: {definition.sampler}, seed {definition.seed}. Pruning: {pruning}. Data: {summary.data_digest}."

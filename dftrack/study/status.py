@@ -7,7 +7,7 @@ from datetime import datetime
 
 from dftrack.config import Value
 from dftrack.study.definition import StudyDefinition
-from dftrack.study.halving import Contest, Status, cost
+from dftrack.study.halving import Status, cost
 from dftrack.study.liveness import Watch
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import Reader, Record
@@ -99,10 +99,7 @@ def status(
 
 
 def _planned(definition: StudyDefinition, total: int) -> int:
-    eta = definition.pruning.eta if definition.pruning else 2
-    if definition.pruning is None:
-        return total * definition.epochs
-    return cost(Contest(definition.rungs, eta, total, definition.direction == "maximize"))
+    return cost(definition.contest(total))
 
 
 def _best(records: Sequence[Record], *, maximize: bool) -> Best | None:
