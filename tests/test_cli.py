@@ -242,10 +242,10 @@ def test_a_study_runs_reports_goes_on_and_is_looked_after(
     file = tmp_path / "small.toml"
     file.write_text(SMALL_STUDY)
     begin = ("study", "--study", file, "--data", faces, "--store", store, *SMALL[2:])
-    said = dftrack(*begin, "--trials", 2, "--json")
+    said = dftrack(*begin, "--trials", 3, "--json")
     assert said.code == 0, said.err
     first = json.loads(said.out)
-    assert first["trials"] == 2 and first["status"] == "FINISHED"
+    assert first["trials"] == 3 and first["status"] == "FINISHED"
     said = dftrack(*begin, "--trials", 3, "--json")
     second = json.loads(said.out)
     assert (second["run_id"], second["trials"]) == (first["run_id"], 3), "the same command goes on with the same study"

@@ -202,20 +202,21 @@ def test_pausing_and_going_on_under_the_same_key_trains_no_epoch_twice(faces: Pa
 
 
 @pytest.mark.timeout(170)
-def test_twenty_kills_at_random_moments_give_twenty_times_the_same_bits(faces: Path, store: Path) -> None:
+@pytest.mark.parametrize("kills", [8, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_give_each_time_the_same_bits(faces: Path, store: Path, kills: int) -> None:
     """Each training is killed with -9 at a random moment and started again until it ends; a forked child is a process
-    like any other to the files and the database, and spares 20 times the imports."""
+    like any other to the files and the database, and spares as many times the imports."""
     script = Path(__file__).with_name("kills.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(
-        [sys.executable, str(script), str(faces), str(store), "20"],
+        [sys.executable, str(script), str(faces), str(store), str(kills)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     outcome = json.loads(done.stdout)
-    assert outcome["killed"] >= 20, f"only {outcome['killed']} kills hit: {outcome}"
-    trainings = len(outcome["weights"])  # the undisturbed one, and 20 or more that were killed
-    assert trainings >= 21
+    assert outcome["killed"] >= kills, f"only {outcome['killed']} kills hit: {outcome}"
+    trainings = len(outcome["weights"])  # the undisturbed one, and those that were killed
+    assert trainings > kills
     assert len(set(outcome["weights"])) == 1, f"the final weights differ: {outcome['weights']}"
     assert len(set(outcome["predictions"])) == 1
     assert not outcome["compiler"], "a training imports torch._dynamo: see learning/optimizers.py"

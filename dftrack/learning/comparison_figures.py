@@ -1,18 +1,16 @@
 """Several runs in one picture: their ROC curves over each other, and their losses -> PNG bytes."""
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 from dftrack.learning import metrics
 from dftrack.learning.evaluation import Predictions
-from dftrack.learning.figures import COLOURS, DASHES, DPI, GREY
+from dftrack.learning.figures import COLOURS, DASHES, GREY, to_png
 
 MOST_SPLITS = 4  # panels; of more splits the first are drawn
 History = Mapping[str, Sequence[tuple[int, float]]]
@@ -32,10 +30,7 @@ def curves(predictions: Mapping[str, Sequence[Predictions]], histories: Mapping[
     for panel, split in zip(axes, splits, strict=False):
         _roc(panel, split, predictions)
     _losses(axes[-1], histories)
-    target = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(target, format="png", dpi=DPI)
-    return target.getvalue()
+    return to_png(figure)
 
 
 def _roc(axes: Axes, split: str, predictions: Mapping[str, Sequence[Predictions]]) -> None:

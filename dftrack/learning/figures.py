@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Tick
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -282,11 +284,13 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
-    target = io.BytesIO()
-    numbers = {label for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in axis.get_ticklabels()}
+    numbers = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
     for text in figure.findobj(Text):
         if text not in numbers:
             text.set_parse_math(False)  # a name may hold two dollars, and is no formula
-    FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
-    figure.savefig(target, format="png", dpi=DPI)
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
+    canvas.draw()  # once: `savefig` draws, and finds the layout, twice
+    target = io.BytesIO()
+    imsave(target, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI)
     return target.getvalue()

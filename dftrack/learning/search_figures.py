@@ -1,6 +1,5 @@
 """A search in pictures: trials -> PNG bytes. With `figures` the only place that knows matplotlib; no global state."""
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Protocol, TypeVar
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -18,7 +16,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from dftrack.config import Value
-from dftrack.learning.figures import COLOURS, DPI, GREY
+from dftrack.learning.figures import COLOURS, GREY, name_axes, to_png
 
 # Status of a trial -> colour, marker, whether it is filled, and what to call it.
 STYLES: Mapping[str, tuple[str, str, bool, str]] = {
@@ -120,11 +118,11 @@ def search_history(trials: Sequence[Trial], metric: str, *, maximize: bool) -> b
         last = max(trial.number for trial in trials)
         x, y = [number for number, _ in line] + [last], [value for _, value in line] + [line[-1][1]]
         axes.step(x, y, where="post", color=BEST, linewidth=1.2, label=f"best trained to the end: {y[-1]:.4f}")
-    _label(axes, "", "trial", metric)
+    name_axes(axes, "", "trial", metric)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.12)
     figure.legend(loc="outside lower center", frameon=False, fontsize=9.5, ncols=3)
-    return _png(figure)
+    return to_png(figure)
 
 
 def search_curves(trials: Sequence[Trial], metric: str, rungs: Sequence[int]) -> bytes:
@@ -145,11 +143,11 @@ def search_curves(trials: Sequence[Trial], metric: str, rungs: Sequence[int]) ->
             label = "_again"
     if len(rungs) > 1:
         axes.plot([], [], color=GREY, linestyle=":", label=f"rungs: {', '.join(map(str, rungs[:-1]))}")
-    _label(axes, "", "epoch", metric)
+    name_axes(axes, "", "epoch", metric)
     axes.set_xlim(0.5, rungs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside lower center", frameon=False, fontsize=10, ncols=6)
-    return _png(figure)
+    return to_png(figure)
 
 
 def search_slices(shown: Mapping[int, Sequence[Trial]], dimensions: Sequence[Dimension], metric: str) -> bytes:
@@ -173,7 +171,7 @@ def search_slices(shown: Mapping[int, Sequence[Trial]], dimensions: Sequence[Dim
     bar = figure.colorbar(ScalarMappable(shade, ORDER), ax=list(grid.flat), fraction=0.03, pad=0.01, label="trial")
     bar.locator = MaxNLocator(integer=True, nbins=6)
     bar.update_ticks()
-    return _png(figure)
+    return to_png(figure)
 
 
 def search_parallel(
@@ -220,7 +218,7 @@ def search_parallel(
     )
     if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", frameon=False, fontsize=10)
-    return _png(figure)
+    return to_png(figure)
 
 
 def search_timeline(trials: Sequence[Trial], now: datetime) -> bytes:
@@ -236,11 +234,11 @@ def search_timeline(trials: Sequence[Trial], now: datetime) -> bytes:
     present = [status for status in STYLES if any(trial.status == status for trial, _, _ in spans)]
     words = {status: STYLES[status][3].partition(":")[0] for status in present}
     handles = [Patch(color=STYLES[status][0], label=words[status]) for status in present]
-    _label(axes, "", "minutes since the first trial began (waiting at rungs included)", "trial")
+    name_axes(axes, "", "minutes since the first trial began (waiting at rungs included)", "trial")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()
     figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=10, ncols=5)
-    return _png(figure)
+    return to_png(figure)
 
 
 def time_spans(trials: Sequence[T], now: datetime) -> list[tuple[T, float, float]]:
@@ -279,7 +277,7 @@ def search_importance(
                 axes.text(found.get(name, 0.0) + 0.015, y, words, va="center", fontsize=8.5)
         if shares and not any(shares for _, shares, _ in panels[:index]):
             figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=2)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _scale(axes: Axes, dimension: Dimension) -> None:
@@ -307,17 +305,3 @@ def _marks(dimension: Dimension) -> list[tuple[float, str]]:
     low, high = toward(dimension.low), toward(dimension.high)
     middle = [low + (high - low) * part for part in (0, 0.25, 0.5, 0.75, 1)]
     return [(part / 4, f"{math.exp(at) if dimension.log else at:.2g}") for part, at in enumerate(middle)]
-
-
-def _label(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=12)
-    axes.set_xlabel(x, fontsize=11)
-    axes.set_ylabel(y, fontsize=11)
-    axes.grid(alpha=0.25)
-
-
-def _png(figure: Figure) -> bytes:
-    target = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(target, format="png", dpi=DPI)
-    return target.getvalue()
