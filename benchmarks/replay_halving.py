@@ -2,7 +2,7 @@
 
 Run: python benchmarks/replay_halving.py CURVES.json [studies] [trials]. Each simulated study has the baseline, which is
 the first of the recorded curves and has a seat of its own, and draws its other trials from the rest, with replacement.
-The plan is that of the default study; beside it stand the plan without its third rung, and one that prunes by thirds.
+The plan is that of the default study; beside it stand the same ranked by value alone, and one that prunes by thirds.
 """
 
 import json
@@ -11,6 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
+from dftrack.study import halving
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import read_study
 from dftrack.study.halving import Halving, replay
@@ -23,20 +24,21 @@ def main(curves: Path, studies: int = 1000, trials: int = 30) -> None:
     default = read_study(find_study_file("default")).pruning
     assert default is not None
     print(f"{len(whole)} recorded curves of {len(whole[0])} epochs; {studies} simulated studies of {trials} trials")
-    for name, halving in {
-        "the default study": default,
-        "(1, 3, 10), thirds": Halving(rungs=(1, 3, 10)),
-        "by thirds from the end": Halving(),
-    }.items():
-        print(f"{name}: {compared(whole, halving, studies, trials)}")
+    for name, plan, rising in (
+        ("the default study", default, halving.RISING),
+        ("by the value alone", default, 0.0),
+        ("by thirds and the value", Halving(rungs=(1, 3, 10)), 0.0),
+    ):
+        halving.RISING = rising
+        print(f"{name}: {compared(whole, plan, studies, trials)}")
 
 
-def compared(whole: list[list[float]], halving: Halving, studies: int, trials: int) -> str:
+def compared(whole: list[list[float]], plan: Halving, studies: int, trials: int) -> str:
     """How much a winner's last value is below the best there was, over simulated studies."""
     losses, epochs, full = [], [], 0
     for seed in range(studies):
         drawn = [whole[0], *random.Random(seed).choices(whole[1:], k=trials - 1)]
-        found = replay(drawn, halving)
+        found = replay(drawn, plan)
         losses.append(found.best - found.value)
         epochs.append(found.epochs)
         full = found.full_epochs

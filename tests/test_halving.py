@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from dftrack.study.file import read_study
 from dftrack.study.halving import Contest, Halving, Standing, contest_of, cost, plan, replay, rungs_of
 
 RUNGS = (1, 3, 10)
-THIRDS = (3, 9)
+THIRDS = (Fraction(1, 3), Fraction(1, 9))
 CONTEST = Contest(RUNGS, THIRDS, 30)
 
 
@@ -22,7 +23,7 @@ def paused(number: int, value: float, stop: int = 1) -> Standing:
 
 def test_thirty_trials_cost_seventy_five_of_three_hundred_epochs() -> None:
     contest = read_study(find_study_file("default")).contest(30)
-    assert [contest.seats(index) for index in range(3)] == [10, 5, 3]
+    assert [contest.seats(index) for index in range(3)] == [12, 6, 3]
     assert cost(contest) == 75 == 300 / 4
     assert cost(CONTEST) == 71, "by thirds"
 
@@ -37,8 +38,18 @@ def test_without_pruning_every_trial_costs_all_its_epochs() -> None:
 
 
 def test_thirds_are_taken_where_no_shares_are_given() -> None:
-    assert contest_of(Halving(), 27, 30) == Contest((1, 3, 9, 27), (3, 9, 27), 30)
-    assert contest_of(Halving(rungs=(2, 4), one_in=(5,)), 4, 30) == Contest((2, 4), (5,), 30)
+    assert contest_of(Halving(), 27, 30) == Contest((1, 3, 9, 27), (*THIRDS, Fraction(1, 27)), 30)
+    fifth = (Fraction(1, 5),)
+    assert contest_of(Halving(rungs=(2, 4), shares=fifth), 4, 30) == Contest((2, 4), fifth, 30)
+
+
+def test_who_rises_goes_before_who_stands_a_little_higher() -> None:
+    contest = Contest((1, 2, 10), (Fraction(1, 2), Fraction(1, 3)), 3)
+    high, rising, falling = {1: 0.60, 2: 0.62}, {1: 0.50, 2: 0.59}, {1: 0.64, 2: 0.61}
+    standings = [Standing(n, "paused", 2, curve) for n, curve in enumerate((high, rising, falling))]
+    assert plan(standings, contest).promote == ((1, 10),)
+    lower = [Standing(n, "paused", 2, {e: -v for e, v in s.curve.items()}) for n, s in enumerate(standings)]
+    assert plan(lower, dataclasses.replace(contest, maximize=False)).promote == ((1, 10),)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +102,7 @@ def test_the_baseline_competes_where_there_is_one_seat_only() -> None:
 
 
 def test_the_deepest_promotion_is_the_most_urgent() -> None:
-    contest = Contest((1, 3, 10), (2, 4), 4)
+    contest = Contest((1, 3, 10), (Fraction(1, 2), Fraction(1, 4)), 4)
     deep = [paused(0, 0.9, stop=3), paused(1, 0.8, stop=3)]
     step = plan([*deep, Standing(2, "pruned", 1, {1: 0.1}), Standing(3, "failed", 1, {})], contest)
     assert step.promote == ((0, 10),)
@@ -131,7 +142,7 @@ def run(
         status = "complete" if trial.stop == contest.rungs[-1] else "paused"
         standings[number] = Standing(number, status, trial.stop, curve)
         kept = sum(s.status == "paused" for s in standings.values())
-        assert kept <= contest.total // contest.one_in[0] + workers + 1, f"{kept} checkpoints are kept"
+        assert kept <= contest.total * contest.shares[0] + workers + 1, f"{kept} checkpoints are kept"
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,15 +152,20 @@ def run(
     workers=st.integers(1, 8),
     protect=st.booleans(),
     failing=st.sampled_from([0.0, 0.0, 0.3, 1.0]),
-    shape=st.sampled_from([(RUNGS, THIRDS), ((1, 3, 5, 10), (3, 6, 10))]),
+    shape=st.sampled_from([(RUNGS, THIRDS), ((1, 2, 5, 10), (Fraction("0.4"), Fraction("0.2"), Fraction("0.1")))]),
 )
 def test_every_study_ends_within_its_budget(
-    total: int, seed: int, workers: int, protect: bool, failing: float, shape: tuple[tuple[int, ...], tuple[int, ...]]
+    total: int,
+    seed: int,
+    workers: int,
+    protect: bool,
+    failing: float,
+    shape: tuple[tuple[int, ...], tuple[Fraction, ...]],
 ) -> None:
-    rungs, one_in = shape
+    rungs, shares = shape
     rng = random.Random(seed)
     values = [[rng.randrange(5) / 5 for _ in range(10)] for _ in range(total)]
-    contest = Contest(rungs, one_in, total, maximize=True, protected=frozenset({0} if protect else ()))
+    contest = Contest(rungs, shares, total, maximize=True, protected=frozenset({0} if protect else ()))
     ended = run(values, contest, seed, failing=failing, workers=workers)
     assert len(ended) == total
     assert all(s.status in ("complete", "pruned", "failed") for s in ended), "a trial was left behind"

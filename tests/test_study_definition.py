@@ -26,7 +26,7 @@ def test_the_default_study_is_the_promised_one() -> None:
         "model.dropout": Float(0.0, 0.7),
         "model.kernel_size": Choice((3, 5, 7)),
     }
-    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 3, 5, 10))
+    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 2, 5, 10))
     baseline = flatten(Config())
     assert study.enqueue == ({name: baseline[name] for name in study.space},), "trial 0 must be the baseline"
     assert study.protects_baseline
@@ -151,16 +151,21 @@ REFUSED = {
     ),
     "eta of one": (SPACE + "[pruning]\neta = 1\n", 4, "from 2 on, got 1", ""),
     "shares without rungs": (
-        SPACE + "[pruning]\none_in = [3]\n",
+        SPACE + "[pruning]\nshares = [0.3]\n",
         4,
-        "one_in has 1 numbers for 0 rungs",
+        "there are 1 shares for 0 rungs",
         "for each rung but the last",
     ),
-    "too few shares": (SPACE + "[pruning]\nrungs = [1, 3, 10]\none_in = [3]\n", 5, "has 1 numbers for 3 rungs", ""),
-    "shares that do not fall": (SPACE + "[pruning]\nrungs = [1, 3, 10]\none_in = [3, 3]\n", 5, "must be ascending", ""),
-    "a share of one": (SPACE + "[pruning]\nrungs = [1, 10]\none_in = [1]\n", 5, "numbers from 2 on", ""),
+    "too few shares": (SPACE + "[pruning]\nrungs = [1, 3, 10]\nshares = [0.3]\n", 5, "1 shares for 3 rungs", ""),
+    "shares that do not fall": (
+        SPACE + "[pruning]\nrungs = [1, 3, 10]\nshares = [0.3, 0.3]\n",
+        5,
+        "shares must fall",
+        "",
+    ),
+    "a share of one": (SPACE + "[pruning]\nrungs = [1, 10]\nshares = [1]\n", 5, "between 0 and 1", ""),
     "shares and eta": (
-        SPACE + "[pruning]\neta = 3\nrungs = [1, 10]\none_in = [3]\n",
+        SPACE + "[pruning]\neta = 3\nrungs = [1, 10]\nshares = [0.3]\n",
         6,
         "say the same in two ways",
         "",
@@ -228,8 +233,8 @@ def test_a_missing_a_binary_and_an_unknown_study_are_refused(tmp_path: Path, mon
 
 def test_epochs_from_the_command_line_move_the_last_rung() -> None:
     study = read_study(STUDIES / "default.toml")
-    assert study.revised({"train.epochs": 5}).rungs == (1, 3, 5)
-    assert study.revised({"train.epochs": 3}).rungs == (1, 3)
+    assert study.revised({"train.epochs": 5}).rungs == (1, 2, 5)
+    assert study.revised({"train.epochs": 3}).rungs == (1, 2, 3)
     assert study.revised({"train.epochs": 1}).rungs == (1,)
     with pytest.raises(SettingError, match="is searched by the study"):
         study.revised({"model.dropout": 0.1})
@@ -264,7 +269,7 @@ def test_the_fingerprint_knows_what_matters_and_ignores_what_does_not() -> None:
         "metric": fingerprint(parse_study(text.replace("roc_auc", "accuracy")), "abc"),
         "setting": fingerprint(study.revised({"train.batch_size": 64}), "abc"),
         "code": fingerprint(study, "abc", {"torch": "2.15"}),
-        "pruning": fingerprint(parse_study(text.replace("3, 6, 10]", "3, 6, 9]")), "abc"),
+        "pruning": fingerprint(parse_study(text.replace("0.2, 0.1]", "0.2, 0.15]")), "abc"),
     }
     for name, other in others.items():
         assert other.digest != mark.digest, f"a change of {name} must be noticed"

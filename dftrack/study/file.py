@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -191,12 +192,12 @@ def _enqueue(file: TomlFile, space: Space, base: Mapping[str, Value]) -> tuple[t
 
 
 def _pruning(file: TomlFile, epochs: int) -> Halving | None:
-    """[pruning]: kind = "halving" with eta or rungs and one_in, keep_baseline; or kind = "none"."""
+    """[pruning]: kind = "halving" with eta or rungs and shares, keep_baseline; or kind = "none"."""
     table = file.content.get("pruning", {"kind": "none"})
     if not isinstance(table, dict):
         hint = 'write [pruning], then kind = "halving"'
         raise file.error(("pruning",), f"pruning must be a table, got {table!r}", hint)
-    _known_keys(file, ("pruning",), table, ("kind", "eta", "rungs", "one_in", "keep_baseline"))
+    _known_keys(file, ("pruning",), table, ("kind", "eta", "rungs", "shares", "keep_baseline"))
     kind = _one_of(file, ("pruning", "kind"), table.get("kind", "halving"), ("halving", "none"))
     if kind == "none":
         for key in table.keys() - {"kind"}:
@@ -214,26 +215,26 @@ def _pruning(file: TomlFile, epochs: int) -> Halving | None:
         raise file.error(path, f"rungs must be ascending epochs from 1 on, got {rungs}")
     if rungs and rungs[-1] != epochs:
         raise file.error(path, f"the last rung must be the last epoch ({epochs}), got {rungs[-1]}", "see train.epochs")
-    one_in = _one_in(file, rungs, table.get("one_in", []), "eta" in table)
-    pruning = Halving(rungs=tuple(rungs), eta=eta, one_in=one_in, keep_baseline=keep)
+    shares = _shares(file, rungs, table.get("shares", []), "eta" in table)
+    pruning = Halving(rungs=tuple(rungs), eta=eta, shares=shares, keep_baseline=keep)
     assert rungs_of(pruning, epochs)[-1] == epochs
     return pruning
 
 
-def _one_in(file: TomlFile, rungs: list[int], given: object, eta: bool) -> tuple[int, ...]:
-    path = ("pruning", "one_in")
+def _shares(file: TomlFile, rungs: list[int], given: object, eta: bool) -> tuple[Fraction, ...]:
+    path = ("pruning", "shares")
     if given == []:
         return ()
-    if not isinstance(given, list) or not all(type(share) is int and share >= 2 for share in given):
-        raise file.error(path, f"one_in must be a list of numbers from 2 on, as in [3, 6, 10], got {given!r}")
-    if any(a >= b for a, b in itertools.pairwise(given)):
-        raise file.error(path, f"one_in must be ascending: fewer and fewer trials go on, got {given}")
+    if not isinstance(given, list) or not all(type(share) in (int, float) and 0 < share < 1 for share in given):
+        raise file.error(path, f"shares must be a list of numbers between 0 and 1, as in [0.4, 0.1], got {given!r}")
+    if any(a <= b for a, b in itertools.pairwise(given)):
+        raise file.error(path, f"shares must fall: fewer and fewer trials go on, got {given}")
     if len(given) != len(rungs) - 1:
-        hint = "one number for each rung but the last, of all trials"
-        raise file.error(path, f"one_in has {len(given)} numbers for {len(rungs)} rungs", hint)
+        hint = "one for each rung but the last, of all trials"
+        raise file.error(path, f"there are {len(given)} shares for {len(rungs)} rungs", hint)
     if eta:
-        raise file.error(path, "one_in and eta say the same in two ways", "leave one of them out")
-    return tuple(given)
+        raise file.error(path, "shares and eta say the same in two ways", "leave one of them out")
+    return tuple(Fraction(str(share)) for share in given)
 
 
 # Small readers

@@ -68,5 +68,5 @@ def _pruning(definition: StudyDefinition) -> str:
     pruning = definition.pruning
     if pruning is None:
         return "none"
-    by = f"to one in {', '.join(map(str, pruning.one_in))}" if pruning.one_in else f"by {pruning.eta}"
+    by = f"to {', '.join(map(str, pruning.shares))}" if pruning.shares else f"by {pruning.eta}"
     return f"halving {by} after {', '.join(map(str, definition.rungs[:-1]))} of {definition.epochs} epochs"

@@ -1,14 +1,16 @@
 """Synchronous successive halving: who trains on, who is out. Pure: it looks at curves and answers.
 
-All trials train for one epoch, the best third for three, the best sixth for five, the best tenth to the end: with 30
-trials of 10 epochs, 30 x 1 + 10 x 2 + 5 x 2 + 3 x 5 = 75 of 300 epochs (`studies/default.toml`). A trial pauses at each
-rung with its checkpoint and trains on from there if it is promoted: no epoch is trained twice. The outcome is that of
-a barrier at each rung, but nobody waits longer than needed: a trial that is among the best whatever the others will do
-goes on at once, and one that can no longer be is ended at once, so that no more checkpoints are kept than there are
-seats.
+All trials train for one epoch, 40 % for two, 20 % for five, 10 % to the end: with 30 trials of 10 epochs,
+30 x 1 + 12 x 1 + 6 x 3 + 3 x 5 = 75 of 300 epochs (`studies/default.toml`). A trial pauses at each rung with its
+checkpoint and trains on from there if it is promoted: no epoch is trained twice. The outcome is that of a barrier at
+each rung, but nobody waits longer than needed: a trial that is among the best whatever the others will do goes on at
+once, and one that can no longer be is ended at once, so that no more checkpoints are kept than there are seats.
+
+At a rung trials are ranked by their value plus twice what they gained since their first epoch: those that learn slowly
+and well are behind at first. By the value alone replayed studies lost about three times as much (docs/performance.md).
 
 The baseline has a seat of its own wherever there are two or more: it reaches the end and the winner is never worse than
-it on the validation split. Its seat is one of the 10, of the 5 and of the 3, so this costs no epoch (training it on as
+it on the validation split. Its seat is one of the 12, of the 6 and of the 3, so this costs no epoch (training it on as
 an extra one would cost up to 9 and break the bound of a quarter, 75 of 300).
 
 Source: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization".
@@ -17,7 +19,10 @@ Source: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
+
+RISING = 2.0  # how much of what a trial gained since its first epoch is added to its value, where trials are ranked
 
 Status = Literal["running", "paused", "complete", "pruned", "failed"]
 
@@ -27,8 +32,8 @@ class Halving:
     """The shape of the plan."""
 
     rungs: tuple[int, ...] = ()  # epochs, ascending, up to the end; (): the end divided by eta, again and again
-    eta: int = 3  # one trial in so many of those at a rung goes on, where `one_in` is not given
-    one_in: tuple[int, ...] = ()  # of all trials one in so many goes on from each rung but the last; ascending
+    eta: int = 3  # one trial in so many of those at a rung goes on, where no `shares` are given
+    shares: tuple[Fraction, ...] = ()  # of all trials, how many go on from each rung but the last; falling
     keep_baseline: bool = True  # whether the baseline has a seat of its own
 
 
@@ -55,14 +60,14 @@ class Contest:
     """The rules of one study, as `plan` needs them."""
 
     rungs: tuple[int, ...]
-    one_in: tuple[int, ...]  # of all trials one in so many goes on from each rung but the last
+    shares: tuple[Fraction, ...]  # of all trials, how many go on from each rung but the last
     total: int  # trials there will be
     maximize: bool = True
     protected: frozenset[int] = frozenset()  # trials with a seat of their own wherever there are two or more
 
     def seats(self, rung: int) -> int:
-        """How many trials go on from the rung with this index: one in 3 of 30 trials are 10; at least 1."""
-        return max(1, self.total // self.one_in[rung])
+        """How many trials go on from the rung with this index: 2/5 of 30 trials are 12; at least 1."""
+        return max(1, int(self.total * self.shares[rung]))
 
 
 def rungs_of(halving: Halving, epochs: int) -> tuple[int, ...]:
@@ -85,8 +90,8 @@ def contest_of(
     if halving is None:
         return Contest((epochs,), (), total, maximize, protected)
     rungs = rungs_of(halving, epochs)
-    one_in = halving.one_in or tuple(halving.eta**power for power in range(1, len(rungs)))
-    return Contest(rungs, one_in[: len(rungs) - 1], total, maximize, protected)
+    shares = halving.shares or tuple(Fraction(1, halving.eta**power) for power in range(1, len(rungs)))
+    return Contest(rungs, shares[: len(rungs) - 1], total, maximize, protected)
 
 
 def cost(contest: Contest) -> int:
@@ -128,7 +133,9 @@ def plan(standings: Sequence[Standing], contest: Contest) -> Plan:
 
 
 def _rank(standing: Standing, rung: int, maximize: bool) -> tuple[float, int]:
+    """By what it has and what it gained, see above."""
     value = standing.curve[rung]
+    value += RISING * (value - standing.curve[min(standing.curve)])
     return (-value if maximize else value, standing.number)
 
 
@@ -171,7 +178,7 @@ def replay(
         for number, stop in step.promote:
             train(number, stop)
     ended = [s for s in standings.values() if s.status == "complete"]
-    winner = min(ended, key=lambda s: _rank(s, length, maximize))
+    winner = min(ended, key=lambda s: ((-1 if maximize else 1) * s.curve[length], s.number))
     finals = [curves[index][-1] for index in order]
     return Replay(
         winner=order[winner.number],

@@ -228,8 +228,8 @@ def _searched(summary: StudySummary) -> list[Block]:
     baseline = definition.baseline()
     rows = [(name, str(dimension), str(baseline[name])) for name, dimension in definition.space.items()]
     contest = definition.contest(summary.trials)
-    steps = [f"one in {share} after epoch {rung}" for rung, share in zip(contest.rungs, contest.one_in, strict=False)]
-    goes_on = f"of all trials {', '.join(steps)} goes on"
+    steps = [f"{share} after epoch {rung}" for rung, share in zip(contest.rungs, contest.shares, strict=False)]
+    goes_on = f"of all trials {', '.join(steps)} go on, by what they have and what they gained"
     pruning = goes_on if steps else "none: every trial is trained to the end"
     words = (
         f"{definition.direction.capitalize()} {definition.metric} after {definition.epochs} epochs. "
