@@ -290,7 +290,8 @@ def to_png(figure: Figure) -> bytes:
             text.set_parse_math(False)  # a name may hold two dollars, and is no formula
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
-    canvas.draw()  # once: `savefig` draws, and finds the layout, twice
+    # drawn once: `savefig` draws, and finds the layout, twice
+    canvas.draw()  # type: ignore[no-untyped-call]
     target = io.BytesIO()
-    imsave(target, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI)
+    imsave(target, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI)  # type: ignore[no-untyped-call]
     return target.getvalue()

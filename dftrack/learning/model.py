@@ -56,7 +56,7 @@ class FaceCNN(nn.Module):
     def _pool(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
         if self.training and maps.device.type == "cpu":
-            pooled: Tensor = _LeanPool.apply(maps)  # type: ignore[no-untyped-call] # torch has no types for apply
+            pooled: Tensor = _LeanPool.apply(maps)
             return pooled
         return functional.max_pool2d(maps, 2, stride=2)
 
@@ -75,7 +75,7 @@ class _LeanPool(torch.autograd.Function):
         return pooled  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (where,) = ctx.saved_tensors
         scattered = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype)
         # the input is asked for its shape and layout alone: the result can stand in for it
