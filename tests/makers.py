@@ -7,6 +7,9 @@ from PIL import Image
 
 from dftrack.data.cache import Split
 
+# Code of a child process: KiB it held at most (Linux). Not ru_maxrss: a child has that of its parent.
+PEAK_KIB = "int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0])"
+
 
 def made_split(name: str, images: int, *, size: int = 16, seed: int = 0) -> Split:
     """Noise pictures, the fakes a little brighter on the left: there is something to learn. Labels alternate."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from makers import make_faces
+from makers import PEAK_KIB, make_faces
 from PIL import Image
 
 from dftrack.config import DataConfig
@@ -345,15 +345,14 @@ def test_a_store_that_cannot_be_written_is_told(faces: Path, tmp_path: Path) -> 
         opened(faces, tmp_path / "home")
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
     faces = make_faces(tmp_path / "faces", train=60, val=2, test=1, size=16)
-    script = (
-        OPEN.replace("print(", "import resource; base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; print(")
-        + "; print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)"
-    )
+    script = OPEN.replace("print(", f"base = {PEAK_KIB}; print(") + f"; print(({PEAK_KIB} - base) // 1024)"
     command = [sys.executable, "-c", script, str(faces), str(tmp_path / "home"), "1024"]
     _, megabytes = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split()
-    assert int(megabytes) < 150, f"{megabytes} MB for an array of 396 MB: it is held in memory"
+    # what the audit imports takes 170 MB
+    assert 1 < int(megabytes) < 250, f"{megabytes} MB for an array of 396 MB: it is held in memory"
 
 
 def test_the_index_holds_no_path_of_this_machine(faces: Path, tmp_path: Path) -> None:

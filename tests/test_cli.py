@@ -73,7 +73,7 @@ def test_a_baseline_prints_a_table_and_where_to_look(dftrack: Terminal, faces: P
 
 
 def test_json_is_one_object_on_standard_output_and_all_else_on_standard_error(
-    dftrack: Terminal, faces: Path, store: Path
+    dftrack: Terminal, faces: Path, store: Path, tmp_path: Path
 ) -> None:
     said = dftrack("baseline", "--data", faces, "--store", store, "--json", *SMALL)
     result = json.loads(said.out)
@@ -82,11 +82,7 @@ def test_json_is_one_object_on_standard_output_and_all_else_on_standard_error(
     assert {"val/roc_auc", "test-dev/accuracy", "val/always_fake/f1"} <= result["metrics"].keys()
     assert "epoch" in said.err
 
-
-def test_predict_scores_files_explains_them_and_names_the_unreadable(
-    dftrack: Terminal, faces: Path, store: Path, tmp_path: Path
-) -> None:
-    dftrack("baseline", "--data", faces, "--store", store, *SMALL)
+    # its model scores files, explains them and names the unreadable
     good = sorted((faces / "test-dev" / "fake").iterdir())[:2]
     panel = tmp_path / "why.png"
     said = dftrack("predict", *good, "--store", store, "--gradcam", panel, "--json")
