@@ -1,5 +1,6 @@
 """From a model and a split to a report: the right numbers for the right pictures, and the model left as it was."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, by_group, predict, report
 from dftrack.learning.model import FaceCNN, build_model, normalise
 from dftrack.learning.scores import NEVER_CERTAIN, fake_probability
+from tests.makers import made_split
 
 SIZE = 16
 
@@ -140,3 +142,23 @@ def test_groups_are_scored_by_their_mean_and_never_mix_classes() -> None:
     assert found.labels.tolist() == [0, 1, 1]
     assert found.scores == pytest.approx([0.3, 0.3, 0.7])
     assert len(by_group(make_predictions([], []))) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_scored_pictures_leave_the_memory_of_the_process(tmp_path: Path) -> None:
+    def mapped() -> int:
+        return int(Path("/proc/self/status").read_text().partition("RssFile:")[2].split()[0]) << 10
+
+    made = made_split("val", 4, size=96)
+    (tmp_path / "pixels.u8").write_bytes(bytes(512 * 96 * 96 * 3))  # 14 MB
+    pixels = np.memmap(tmp_path / "pixels.u8", np.uint8, mode="r", shape=(512, 96, 96, 3))
+    split = dataclasses.replace(
+        made, pixels=pixels, labels=made.labels.repeat(128), names=made.names * 128, groups=made.groups * 128
+    )
+    model = build_model(ModelConfig(), 96)
+    predict(
+        model, dataclasses.replace(split, pixels=pixels[:4], labels=made.labels, names=made.names, groups=made.groups)
+    )
+    before = mapped()
+    assert len(predict(model, split)) == 512
+    assert mapped() - before < 4 << 20
