@@ -1,8 +1,10 @@
 """Successive halving: who goes on, who is out, and what it costs."""
 
 import dataclasses
+import json
 import random
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -28,9 +30,10 @@ def test_thirty_trials_cost_seventy_five_of_three_hundred_epochs() -> None:
     assert cost(CONTEST) == 71, "by thirds"
 
 
-@given(st.integers(10, 2000), st.sampled_from(["default", "rich"]))
-def test_from_ten_trials_on_the_plan_costs_at_most_a_quarter(total: int, study: str) -> None:
-    assert cost(read_study(find_study_file(study)).contest(total)) <= total * 10 / 4
+@pytest.mark.parametrize("study", ["default", "rich"])
+def test_from_ten_trials_on_the_plan_costs_at_most_a_quarter(study: str) -> None:
+    definition = read_study(find_study_file(study))
+    assert all(cost(definition.contest(total)) <= total * definition.epochs / 4 for total in range(10, 500))
 
 
 def test_without_pruning_every_trial_costs_all_its_epochs() -> None:
@@ -213,3 +216,18 @@ def test_a_replay_loses_to_a_late_bloomer_and_says_so() -> None:
     result = replay([*early, late], Halving())
     assert result.value == 0.6
     assert result.best == 0.99
+
+
+def lost(curves: str, halving: Halving, studies: int = 300) -> float:
+    """Mean val AUC, in points, that a winner ends below the best there was: simulated studies of recorded trials."""
+    file = Path(__file__).parents[1] / "benchmarks" / f"curves-{curves}.json"
+    whole = [[value or 0.5 for value in trial["curve"]] for trial in json.loads(file.read_text())["trials"]]
+    found = [replay([whole[0], *random.Random(seed).choices(whole[1:], k=29)], halving) for seed in range(studies)]
+    return 100 * sum(one.best - one.value for one in found) / studies
+
+
+def test_on_recorded_trainings_the_default_plan_loses_half_a_point_at_most_and_less_than_thirds() -> None:
+    default, thirds = read_study(find_study_file("default")).pruning, Halving(rungs=(1, 3, 10))
+    assert default is not None
+    assert lost("random", default) < 0.5, "of settings drawn at random"
+    assert lost("tpe", default) < 1.2 < lost("tpe", thirds), "of settings that a search chose"
