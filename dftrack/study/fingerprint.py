@@ -69,4 +69,5 @@ def _pruning(definition: StudyDefinition) -> str:
     if pruning is None:
         return "none"
     by = f"to {', '.join(map(str, pruning.shares))}" if pruning.shares else f"by {pruning.eta}"
-    return f"halving {by} after {', '.join(map(str, definition.rungs[:-1]))} of {definition.epochs} epochs"
+    rungs = ", ".join(map(str, definition.rungs[:-1]))
+    return f"halving {by} after {rungs} of {definition.epochs} epochs, ranked by value and gain"
