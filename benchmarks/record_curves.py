@@ -1,64 +1,90 @@
 """Whole validation curves of many settings, for `replay_halving.py`: what a search without pruning would have seen.
 
-Run: python benchmarks/record_curves.py STORE OUT.json [settings] [image_size]. Draws settings at random from the
-default study's space (the baseline first), trains each for all its epochs on the sample, and keeps val AUC by epoch.
+Run: python benchmarks/record_curves.py STORE OUT.json [--sampler random|tpe] [--seed N] [--data sample] [--settings 36]
+[--size 32]. Settings are drawn from the default study's space as `dftrack study` without pruning draws them (the
+baseline first); each is trained for all its epochs with `train.seed` N, and its val AUC kept by epoch.
 Stopped and started again it goes on where it was.
 """
 
+import argparse
+import dataclasses
 import json
-import math
-import random
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from dftrack.config import Config, DataConfig, ModelConfig, TrainConfig, vary
+from dftrack.config import Config, vary
 from dftrack.data.batches import Batches
-from dftrack.data.cache import open_data
+from dftrack.data.cache import DataSet, open_data
 from dftrack.files import write_text
 from dftrack.learning.model import build_model
 from dftrack.learning.training import Epoch, NonFiniteError, fit, new_state
+from dftrack.study.definition import StudyDefinition, find_study_file
+from dftrack.study.file import read_study
+from dftrack.study.records import Record
+from dftrack.study.sampling import suggest
+
+UNDEFINED = 0.5  # the AUC that a training has from the epoch on in which its loss was not finite
 
 
-def main(store: Path, out: Path, settings: int = 45, image_size: int = 48) -> None:
-    """Train what is not in `out` yet."""
-    base = Config(data=DataConfig(image_size=image_size), model=ModelConfig(), train=TrainConfig())
-    data = open_data(base.data, store)
+def main(asked: argparse.Namespace) -> None:
+    """Train what is not in the file yet."""
+    out: Path = asked.out
+    whole = dataclasses.replace(
+        read_study(find_study_file("default")), sampler=asked.sampler, seed=asked.seed, pruning=None
+    )
+    fixed = {"data.source": asked.data, "data.image_size": asked.size, "train.seed": asked.seed}
+    data = open_data(vary(Config(), fixed).data, asked.store)
+    how = {"image_size": asked.size, "data_digest": data.digest, "sampler": asked.sampler, "seed": asked.seed}
     known = json.loads(out.read_text())["trials"] if out.exists() else []
-    chance = random.Random(0)
-    for number in range(settings):
-        drawn = {
-            "train.learning_rate": math.exp(chance.uniform(math.log(1e-5), math.log(1e-2))),
-            "model.dropout": chance.uniform(0.0, 0.7),
-            "model.kernel_size": chance.choice([3, 5, 7]),
-        }
-        if number < len(known):
-            continue
-        parameters = {} if number == 0 else drawn
+    for number in range(len(known), asked.settings):
         began = time.monotonic()
-        curve = curve_of(vary(base, parameters), data)
+        parameters = next_setting(whole, known)
+        curve = curve_of(vary(Config(), {**fixed, **parameters}), data)
         known.append({"parameters": parameters, "curve": curve})
-        write_text(out, json.dumps({"image_size": image_size, "data_digest": data.digest, "trials": known}, indent=1))
-        print(f"{number}: {parameters} {curve[-1]} in {time.monotonic() - began:.0f} s", flush=True)
+        write_text(out, json.dumps({**how, "trials": known}, indent=1))
+        print(f"{number}: {parameters} {curve[-1]:.4f} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def curve_of(config: Config, data) -> list[float | None]:  # type: ignore[no-untyped-def]
-    """Val AUC after each epoch; None from the epoch on in which the loss was not finite."""
+def next_setting(study: StudyDefinition, known: list[dict]) -> dict:  # type: ignore[type-arg] # as JSON holds it
+    """What the study would try after these complete trials."""
+    records = [
+        Record(
+            number=number, status="complete", params=trial["parameters"], curve=dict(enumerate(trial["curve"], 1)),
+            value=trial["curve"][-1], claim=None, reason="", traceback="", beat="", started=None, ended=None,
+        )
+        for number, trial in enumerate(known)
+    ]  # fmt: skip
+    found = suggest(study, records)
+    assert found is not None
+    return dict(found)
+
+
+def curve_of(config: Config, data: DataSet) -> list[float]:
+    """Val AUC after each epoch."""
     torch.manual_seed(config.train.seed)
     train = data.splits["train"]
     model = build_model(config.model, data.image_size)
     state = new_state(model, config.train, images=len(train.labels), precision="fp32", device="cpu")
     batches = Batches(train, batch_size=config.train.batch_size, seed=config.train.seed)
-    curve: list[float | None] = []
+    curve: list[float] = []
     with suppress(NonFiniteError):
         for event in fit(state, batches, data.splits["val"], config.train):
             if isinstance(event, Epoch):
-                curve.append(event.metrics["val/roc_auc"])
-    return curve + [None] * (config.train.epochs - len(curve))
+                value = event.metrics["val/roc_auc"]
+                curve.append(UNDEFINED if value is None else round(value, 4))
+    return curve + [UNDEFINED] * (config.train.epochs - len(curve))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), *(int(word) for word in sys.argv[3:]))
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("store", type=Path)
+    words.add_argument("out", type=Path)
+    words.add_argument("--sampler", choices=("random", "tpe"), default="random")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--data", default="sample")
+    words.add_argument("--settings", type=int, default=36)
+    words.add_argument("--size", type=int, default=32)
+    main(words.parse_args())

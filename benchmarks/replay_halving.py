@@ -20,7 +20,7 @@ from dftrack.study.halving import Halving, replay
 def main(curves: Path, studies: int = 1000, trials: int = 30) -> None:
     """Print for each plan the losses against the full search, and the epochs spent."""
     recorded = json.loads(curves.read_text())["trials"]
-    whole = [[0.5 if value is None else value for value in trial["curve"]] for trial in recorded]
+    whole = [trial["curve"] for trial in recorded]
     default = read_study(find_study_file("default")).pruning
     assert default is not None
     print(f"{len(whole)} recorded curves of {len(whole[0])} epochs; {studies} simulated studies of {trials} trials")

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from dftrack.config import ModelConfig, TrainConfig
 from dftrack.data.batches import Batches
-from dftrack.learning.checkpoint import Checkpoints
+from dftrack.learning.checkpoint import Checkpoints, load_optimizer
 from dftrack.learning.model import build_model
 from dftrack.learning.training import NonFiniteError, State, fit, new_state
 from tests.makers import made_split
@@ -153,3 +154,13 @@ def test_a_full_disk_told_by_safetensors_is_an_error_of_the_store(
     with pytest.raises(StoreError, match="No space left"):
         Checkpoints(tmp_path, every_seconds=0).save(go_on(fresh(), stop_after=1))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_optimizers_state_goes_back_to_where_the_weights_are() -> None:
+    """Its count of steps has no shape to know it by, and must be on the card too. "meta" stands in for a card."""
+    weight = torch.nn.Parameter(torch.empty(3, 2, device="meta"))
+    state = Mock(spec=State, optimizer=torch.optim.SGD([weight]))
+    load_optimizer(state, {"optimizer.0.step": torch.tensor(7.0), "optimizer.0.exp_avg": torch.ones(3, 2)})
+    assert {slot: value.device.type for slot, value in state.optimizer.state[weight].items()} == {
+        "step": "meta", "exp_avg": "meta",
+    }  # fmt: skip

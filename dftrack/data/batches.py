@@ -4,8 +4,9 @@ No generator runs along: any batch of any epoch can be made again, which is what
 """
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from dftrack.config import Augmentation
 from dftrack.data.cache import Split
 
 RELEASE_EVERY = 8  # batches after which the pages that were read leave this process (39 MB at 224 px)
+DRAWS: dict[Augmentation, int] = {"none": 0, "flip": 1, "flip-color": 3}  # random numbers a picture needs
 RESIDENT_SHARE = 0.5  # of a card's free memory that the pixels may take
 
 IntArray = NDArray[np.int64]
@@ -54,42 +56,45 @@ class Batches:
 
     def labels_of(self, epoch: int) -> Tensor:
         """The labels in the order of `epoch`: (n,) int64 on the device."""
-        return self._labels[torch.from_numpy(self.order(epoch)).to(self.device)]
+        return self._labels[self._sent(self.order(epoch))]
 
     def epoch(self, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch`, without its first `skip`."""
+        """The batches of `epoch`, without its first `skip`. On a card nothing waits for it between two of them."""
         order = self.order(epoch)
+        places = self._sent(order)  # once, as the draws: sending a little in every step would be waiting in every step
+        draws = [
+            self._sent(keyed_uniform(self.seed, epoch, order, stream).astype(np.float32)).view(-1, 1, 1, 1)
+            for stream in range(DRAWS[self.augmentation])
+        ]  # each (n, 1, 1, 1) in [0, 1)
         for step in range(skip, len(self)):
-            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Batch(self._augment(self._gather(chosen), epoch, chosen), self._labels_at(chosen))
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            pixels = self._gather(order[part], places[part])
+            yield Batch(_augmented(pixels, [drawn[part] for drawn in draws]), self._labels[places[part]])
             if step % RELEASE_EVERY == RELEASE_EVERY - 1:
                 release(self._pixels)
         release(self._pixels)
 
-    def _gather(self, chosen: IntArray) -> Tensor:
+    def _sent(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+    def _gather(self, chosen: IntArray, places: Tensor) -> Tensor:
         if self._resident is not None:
-            return self._resident[torch.from_numpy(chosen).to(self.device)]
+            return self._resident[places]
         rows = torch.from_numpy(np.take(self._pixels, chosen, axis=0))
         return rows.pin_memory().to(self.device, non_blocking=True) if self.device == "cuda" else rows
 
-    def _labels_at(self, chosen: IntArray) -> Tensor:
-        return self._labels[torch.from_numpy(chosen).to(self.device)]
 
-    def _augment(self, pixels: Tensor, epoch: int, chosen: IntArray) -> Tensor:
-        if self.augmentation == "none":
-            return pixels
-
-        def draw(stream: int) -> Tensor:  # (B, 1, 1, 1) in [0, 1)
-            drawn = keyed_uniform(self.seed, epoch, chosen, stream).astype(np.float32)
-            return torch.from_numpy(drawn).to(self.device).view(-1, 1, 1, 1)
-
-        pixels = torch.where(draw(0) < 0.5, pixels.flip(2), pixels)
-        if self.augmentation == "flip":
-            return pixels
-        values = pixels.float()
-        mean = values.mean(dim=(1, 2, 3), keepdim=True)
-        contrast, brightness = 0.8 + 0.4 * draw(1), 0.8 + 0.4 * draw(2)
-        return ((values - mean) * contrast + mean * brightness).clamp_(0, 255)
+def _augmented(pixels: Tensor, draws: Sequence[Tensor]) -> Tensor:
+    """(B, S, S, 3) uint8, mirrored by the first draw, and as float32 in changed light by the others, if there are any."""
+    if not draws:
+        return pixels
+    pixels = torch.where(draws[0] < 0.5, pixels.flip(2), pixels)
+    if len(draws) == 1:
+        return pixels
+    values = pixels.float()
+    mean = values.mean(dim=(1, 2, 3), keepdim=True)
+    contrast, brightness = (0.8 + 0.4 * drawn for drawn in draws[1:])
+    return ((values - mean) * contrast + mean * brightness).clamp_(0, 255)
 
 
 def keyed_uniform(seed: int, epoch: int, samples: IntArray, stream: int) -> NDArray[np.float64]:

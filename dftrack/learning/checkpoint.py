@@ -118,7 +118,7 @@ def _load(path: Path, state: State) -> None:
             own = state.model.state_dict()
             for name, value in own.items():
                 value.copy_(file.get_tensor(f"model.{name}"))
-            _load_optimizer(state, {k: file.get_tensor(k) for k in file.keys() if k.startswith("optimizer.")})  # noqa: SIM118 - no mapping
+            load_optimizer(state, {k: file.get_tensor(k) for k in file.keys() if k.startswith("optimizer.")})  # noqa: SIM118 - no mapping
             state.scores.copy_(file.get_tensor("scores"))
             state.loss_sum.copy_(file.get_tensor("loss_sum"))
             torch.set_rng_state(file.get_tensor("torch_random"))
@@ -129,12 +129,15 @@ def _load(path: Path, state: State) -> None:
         state.scaler.load_state_dict(plain["scaler"])
 
 
-def _load_optimizer(state: State, tensors: dict[str, Tensor]) -> None:
-    """Put the optimizer's slots back, each in the memory layout of its parameter: fused kernels walk both in step."""
+def load_optimizer(state: State, tensors: dict[str, Tensor]) -> None:
+    """Put the optimizer's slots back, each on the device and in the memory layout of its parameter.
+
+    Fused kernels walk both in step, and count their steps on the card.
+    """
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
     for key, value in tensors.items():
         _, index, slot = key.split(".", 2)
         parameter = parameters[int(index)]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(value)
-        state.optimizer.state[parameter][slot] = value
+        state.optimizer.state[parameter][slot] = value.to(parameter.device)

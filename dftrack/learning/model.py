@@ -6,6 +6,7 @@ convolutions have no bias (BatchNorm takes the mean away again; see `fold_biases
 """
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,9 +93,15 @@ def build_model(config: ModelConfig, image_size: int) -> FaceCNN:
 
 def normalise(pixels: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, scaled to [0, 1], ImageNet mean taken off, channels last."""
-    scale = torch.tensor([1 / (255 * std) for std in STD], device=pixels.device)
-    shift = torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)], device=pixels.device)
+    scale, shift = _scale_and_shift(pixels.device)
     return torch.addcmul(shift, pixels.to(torch.float32), scale).permute(0, 3, 1, 2)
+
+
+@cache  # sending it to a card in every step would be waiting for the card in every step
+def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        scale = torch.tensor([1 / (255 * std) for std in STD], device=device)
+        return scale, torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
 
 
 def fold_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

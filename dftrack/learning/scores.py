@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from dftrack.learning.model import CHANNELS, FaceCNN, normalise
+from dftrack.learning.model import CHANNELS, CLASSES, FaceCNN, normalise
 
 BATCH_SIZE = 32  # images; enough to keep two cores busy, 0.4 GB of maps at 224 px
 ROWS = 4  # a batch is filled up to a multiple: for 1 to 3 rows matrix kernels add up in another order (2e-6 in P(fake))
@@ -35,7 +35,7 @@ def score_pixels(
     A model that overflows gives NaN: the caller decides what that means.
     In float32 the network is computed as `_logits` does, the same function in half the time.
     """
-    scores = [np.empty(0)]
+    logits = [torch.empty((0, CLASSES), device=device)]
     autocast = torch.autocast(torch.device(device).type, amp) if amp else nullcontext()
     with evaluating(model), torch.inference_mode(), full_float32(), autocast:
         blocks = None if amp else fold_norms(model)
@@ -43,9 +43,9 @@ def score_pixels(
             batch = pixels[start : start + batch_size]  # (B, S, S, 3)
             filled = np.concatenate([batch, batch[-1:].repeat(-len(batch) % ROWS, axis=0)])  # a copy, writable
             images = torch.from_numpy(filled).to(device)
-            logits = model(normalise(images)) if blocks is None else _logits(model, blocks, images)
-            scores.append(fake_probability(logits[: len(batch)]))
-    return np.concatenate(scores)
+            found = model(normalise(images)) if blocks is None else _logits(model, blocks, images)
+            logits.append(found[: len(batch)].float())
+        return fake_probability(torch.cat(logits))  # once: to fetch a number from a card is to wait for it
 
 
 Block = tuple[Tensor, Tensor]  # weights (out, in, k, k) and biases (out,) of a convolution

@@ -121,6 +121,7 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
             tune_allocator()  # now: what lasts (weights, gradients, moments) lies in blocks outside the heap
         _note(state, batches.batch_size, loss)
         look = batches.device == "cpu" or state.step % CUDA_LOSS_EVERY == 0 or state.step == steps
+        seen = _finite(loss, state) if look else None  # before the clock: the card may be many steps behind
         seconds = time.perf_counter() - began
         state.seconds = before + seconds
         yield Step(
@@ -128,7 +129,7 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
             epochs=config.epochs,
             step=state.step,
             steps=steps,
-            loss=_finite(loss, state) if look else None,
+            loss=seen,
             images_per_second=(state.step - first) * batches.batch_size / seconds,
         )
 
