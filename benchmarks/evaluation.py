@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 from material import made_pixels
-from peers import MEAN, STD, plain_model
+from peers import MEAN, STD, plain_model, settle
 from side_by_side import Check, Report, arguments, fresh, in_turn, show
 
 BATCH = 32
@@ -28,7 +28,11 @@ class Turn:
 
 def plain(count: int, size: int, device: str) -> Turn:
     """The plain network."""
-    pixels, model = made_pixels(count, size), plain_model(size, 0).to(device).eval()
+    from dftrack.learning.scores import full_float32
+
+    pixels, model = made_pixels(count, size), plain_model(size, 0)
+    settle(model)
+    model.to(device).eval()
     mean, std = MEAN.to(device), STD.to(device)
 
     @torch.no_grad()
@@ -39,7 +43,8 @@ def plain(count: int, size: int, device: str) -> Turn:
             parts.append(torch.softmax(model((images.float().div(255) - mean) / std), 1)[:, 1].cpu())
         return torch.cat(parts).double().numpy()
 
-    return timed(score, pixels)
+    with full_float32():  # a card would round to TF32
+        return timed(score, pixels)
 
 
 def ours(count: int, size: int, device: str) -> Turn:
@@ -49,7 +54,9 @@ def ours(count: int, size: int, device: str) -> Turn:
     from dftrack.learning.scores import score_pixels
 
     torch.manual_seed(0)
-    model = build_model(ModelConfig(), size).to(device)
+    model = build_model(ModelConfig(), size)
+    settle(model)
+    model.to(device)
     return timed(lambda pixels: score_pixels(model, pixels, device=device), made_pixels(count, size))
 
 

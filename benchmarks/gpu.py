@@ -3,23 +3,30 @@
 Wanted on one H100 at 224 px: 25,000 images/s at batch 32 with everything included (stock tools: 15,000), 3 times the
 plain script with 16 workers; 60,000 images/s at batch 512. Floors stand beside: what this card needs to move the bytes
 of an Adam step and of the maps, at the bandwidth measured here, and to compute, at the bf16 rate measured here.
+The rows are steps, from pixels to updated weights; `with val` adds what an epoch adds: val (an eighth as many pictures)
+scored in full float32, and metrics. fp32 is as PyTorch comes on both sides (convolutions in TF32).
 `compiled` is dftrack's loop with torch.compile put on its network from outside: dftrack itself does not compile.
 Pictures are made ones: in memory for dftrack (which keeps them on the card), as JPEG files for the plain script.
-Without CUDA it says so and measures nothing.
+A contender that fails is left out and its reason told. Without CUDA it says so and measures nothing.
 """
 
 import itertools
+import math
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
-from material import Files, made_split, write_jpegs
+from material import Files, made_pixels, made_split, split_of, write_jpegs
 from peers import plain_loader, plain_model, same_dropout, train_plain
 from side_by_side import Check, Report, arguments, fresh, furthest, in_turn, short, tell
+from training import add_auc_options, auc_check
+
+from dftrack.data.cache import Split
 
 CHANNELS = (3, 32, 64, 128)
 HIDDEN, CLASSES = 512, 2
@@ -33,9 +40,14 @@ class Task:
 
     size: int
     batch_size: int
-    pictures: int
+    pixels: Path  # .npy of made pictures, (n, S, S, 3) uint8
     steps: int  # timed
     warm_up: int
+
+    def split(self, name: str, share: int = 1) -> Split:
+        """One in `share` of the pictures."""
+        pixels = np.load(self.pixels, mmap_mode="r")
+        return split_of(name, pixels[: len(pixels) // share])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,35 +84,39 @@ def least_work(size: int, batch_size: int, value_bytes: int, kernel_size: int = 
     return Work(28 * parameters, batch_size * values * value_bytes, 2 * macs * batch_size)
 
 
-def ours(task: Task, precision: str, compiled: bool = False) -> Turn:
-    """dftrack's loop over epochs of the made pictures; scoring of val is left out."""
+def ours(task: Task, precision: str, compiled: bool = False, scored: bool = False) -> Turn:
+    """dftrack's loop over epochs of the made pictures; `scored`: with what follows each of them."""
     from dftrack.config import ModelConfig, TrainConfig
     from dftrack.data.batches import Batches
     from dftrack.learning import training
     from dftrack.learning.model import build_model
 
-    split = made_split("train", task.pictures, task.size)
+    split, val = task.split("train"), task.split("val", share=8)
     total = task.warm_up + task.steps
     config = TrainConfig(epochs=total, batch_size=task.batch_size, device=DEVICE)
     torch.manual_seed(0)
     state = training.new_state(
-        build_model(ModelConfig(), task.size), config, images=task.pictures, precision=precision, device=DEVICE
+        build_model(ModelConfig(), task.size), config, images=len(split.labels), precision=precision, device=DEVICE
     )
     if compiled:
         state.model.compile()
-    if precision == "fp32":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     batches = Batches(split, batch_size=task.batch_size, seed=0, device=DEVICE)
     losses: list[float] = []
 
-    def steps() -> Iterable[None]:
-        while True:
-            for step in training._one_pass(state, batches, config):
-                if step.loss is not None:
-                    losses.append(step.loss)
-                yield
+    def events() -> Iterable[training.Step | training.Epoch]:
+        if scored:
+            yield from training.fit(state, batches, val, config)
+        while not scored:
+            yield from training._one_pass(state, batches, config)
             state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
             state.loss_sum.zero_()
+
+    def steps() -> Iterable[None]:
+        for event in events():
+            if isinstance(event, training.Step):
+                if event.loss is not None:
+                    losses.append(event.loss)
+                yield
 
     return Turn(rate(steps(), task), losses)
 
@@ -112,11 +128,11 @@ def plain(task: Task, files: Files, workers: int) -> Turn:
     losses: list[float] = []
 
     def steps() -> Iterable[None]:
-        while True:
-            loader = plain_loader(files, task.size, task.batch_size, workers=workers)
-            for loss in train_plain(model, loader, optimizer, device=DEVICE):
-                losses.append(loss)
-                yield
+        rounds = -(-(task.warm_up + task.steps) * task.batch_size // len(files))  # one loader: its workers start once
+        loader = plain_loader(list(files) * rounds, task.size, task.batch_size, workers=workers)
+        for loss in train_plain(model, loader, optimizer, device=DEVICE):
+            losses.append(loss)
+            yield
 
     return Turn(rate(steps(), task), losses)
 
@@ -132,6 +148,14 @@ def rate(steps: Iterable[None], task: Task) -> float:
         next(going)
     wait()
     return task.steps * task.batch_size / (time.perf_counter() - began)
+
+
+def attempt(work: Callable[[], Turn]) -> Turn | str:
+    """The turn in a fresh process, or why there is none."""
+    try:
+        return fresh(work)
+    except Exception as error:  # whatever it is, the others' turns must not be lost
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def wait() -> None:
@@ -160,11 +184,13 @@ def compare_losses(size: int, steps: int) -> Sequence[float]:
     )
     found = [float(training._train_step(state, batch).mean) for batch in batches.epoch(1)]
 
-    def plain_losses(layout: torch.memory_format = torch.contiguous_format, nudge: float = 0.0) -> list[float]:
+    def plain_losses(layout: torch.memory_format = torch.contiguous_format, nudge: int = 0) -> list[float]:
         model = plain_model(size, 0).to(memory_format=layout)
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(1 + nudge * torch.randn_like(weight))
+        if nudge:
+            torch.manual_seed(nudge)
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.mul_(1 + 1e-7 * torch.randn_like(weight))
         model.dropout.p = 0.0
         model.to(DEVICE)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -172,7 +198,7 @@ def compare_losses(size: int, steps: int) -> Sequence[float]:
         return list(train_plain(model, pictures, optimizer, device=DEVICE, before_step=same_dropout(0, 1)))
 
     expected = plain_losses()
-    own = [plain_losses(torch.channels_last), *(plain_losses(nudge=1e-7) for _ in range(5))]
+    own = [plain_losses(torch.channels_last), *(plain_losses(nudge=number) for number in range(1, 6))]
     return [furthest(expected, found), max(furthest(expected, losses) for losses in own)]
 
 
@@ -204,6 +230,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=60, help="steps before [60]")
     parser.add_argument("--workers", type=int, default=16, help="of the plain script [16]")
     parser.add_argument("--plain-steps", type=int, default=60, help="timed steps of the plain script [60]")
+    add_auc_options(parser, device=DEVICE)
     given = parser.parse_args()
     if not torch.cuda.is_available():
         print("not measured: PyTorch sees no CUDA card")
@@ -219,23 +246,31 @@ def main() -> None:
             apart <= max(1e-4, 2 * own),
             f"{apart:.1e}",
         ),
+        auc_check(given, native=True),
     ]
     wanted = {32: "25,000 images/s, 3 x plain with 16 workers", 512: "60,000 images/s"}
     with tempfile.TemporaryDirectory() as folder:
-        files = write_jpegs(made_split("train", given.pictures, given.size).pixels, Path(folder))
+        made, pixels = made_pixels(given.pictures, given.size), Path(folder) / "pixels.npy"
+        np.save(pixels, made)
+        files = write_jpegs(made, Path(folder) / "jpegs")
         held = True
         for size in given.batches:
-            task = Task(given.size, size, given.pictures, given.steps, given.warm_up)
-            short_task = Task(given.size, size, given.pictures, given.plain_steps, 5)
-            turns = in_turn(
-                {
-                    "plain": partial(fresh, plain, short_task, files, given.workers),
-                    "dftrack fp32": partial(fresh, ours, task, "fp32"),
-                    "dftrack bf16": partial(fresh, ours, task, "bf16"),
-                    "dftrack bf16, compiled": partial(fresh, ours, task, "bf16", True),
-                },
-                given.turns,
-            )
+            task = Task(given.size, size, pixels, given.steps, given.warm_up)
+            short_task = Task(given.size, size, pixels, given.plain_steps, 5)
+            contenders = {
+                "plain": partial(plain, short_task, files, given.workers),
+                "dftrack fp32": partial(ours, task, "fp32"),
+                "dftrack bf16": partial(ours, task, "bf16"),
+                "dftrack bf16, with val": partial(ours, task, "bf16", scored=True),
+                "dftrack fp16": partial(ours, task, "fp16"),
+                "dftrack bf16, compiled": partial(ours, task, "bf16", compiled=True),
+            }
+            told = in_turn({name: partial(attempt, work) for name, work in contenders.items()}, given.turns)
+            failed = {name: next(turn for turn in of if isinstance(turn, str))
+                      for name, of in told.items() if any(isinstance(turn, str) for turn in of)}  # fmt: skip
+            turns = {name: of for name, of in told.items() if name not in failed}
+            rates = {name: [turn.rate for turn in of] for name, of in turns.items()}
+            learned = all(math.isfinite(loss) for of in turns.values() for turn in of for loss in turn.losses)
             work = least_work(given.size, size, value_bytes=2)
             adam, maps, sums = work.adam_bytes / bandwidth, work.map_bytes / bandwidth, work.flops / arithmetic
             held &= tell(
@@ -244,7 +279,7 @@ def main() -> None:
                     wanted=wanted.get(size, "-"),
                     base="plain",
                     unit="images/s",
-                    samples={name: [turn.rate for turn in of] for name, of in turns.items()},
+                    samples=rates if "plain" in rates else {},
                     more_is_better=True,
                     setting={
                         "workers of plain": given.workers,
@@ -253,8 +288,8 @@ def main() -> None:
                         "floor FLOPs": f"{1000 * sums:.2f} ms",
                         "floor images/s": short(size / (adam + max(maps, sums))),
                     },
-                    checks=same,
-                    not_measured={"tuned timm train.py": "timm is no dependency; run its own benchmark beside"},
+                    checks=[*same, Check("every loss that was read is finite", learned, f"{given.steps} steps")],
+                    not_measured={**failed, "tuned timm train.py": "not written; run timm's own benchmark beside"},
                 )
             )  # fmt: skip
     if not held:

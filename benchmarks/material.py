@@ -76,9 +76,15 @@ def made_pixels(count: int, size: int, seed: int = 0) -> np.ndarray:
 
 def made_split(name: str, count: int, size: int) -> Split:
     """A split of made pictures, labels in turn, in memory."""
+    return split_of(name, made_pixels(count, size))
+
+
+def split_of(name: str, pixels: np.ndarray) -> Split:
+    """A split of these pictures, (n, S, S, 3) uint8, labels in turn."""
+    count = len(pixels)
     return Split(
         name=name,
-        pixels=made_pixels(count, size),
+        pixels=pixels,
         labels=(np.arange(count) % 2).astype(np.int64),
         names=tuple(f"{name}/{number:06}.jpg" for number in range(count)),
         groups=tuple(f"{name}{number}" for number in range(count)),

@@ -27,13 +27,14 @@ def pss(pid: int) -> int:
 
 def worker(kind: str, faces: str, size: int, store: Path, pipe: Connection) -> None:
     """Says when it is ready, opens the data, goes half way through an epoch, says so, and waits."""
-    from dftrack.data.batches import Batches
+    from dftrack.data.batches import Batches, release
 
     pipe.send("ready")
     pipe.recv()
     split = open_faces(faces, size, store).splits["train"]
     if kind == KINDS[0]:
         held = np.array(split.pixels)
+        release(split.pixels)
         held[: len(held) // 2].sum()
     else:
         batches = Batches(split, batch_size=32, seed=os.getpid()).epoch(1)

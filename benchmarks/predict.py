@@ -19,6 +19,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from peers import settle
 from PIL import Image
 from torch import nn
 
@@ -44,12 +45,10 @@ def make_pictures(folder: Path, count: int) -> None:
 
 
 def make_detector(folder: Path) -> None:
-    """A network as after training: BatchNorm's statistics are not 0 and 1. Speed does not depend on the weights."""
+    """A network as after training. Speed does not depend on the weights."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(), SIZE).eval()
-    for norm in (model.bn1, model.bn2, model.bn3):
-        norm.running_mean.normal_(0, 0.1)
-        norm.running_var.uniform_(0.5, 2)
+    settle(model)
     Detector(model=model, settings=flatten(Config())).save(folder)
 
 

@@ -48,7 +48,7 @@ def worker(faces: str, size: int, store: Path, device: str, began: float) -> Tur
     for _ in range(TRIALS):
         job = queue.next_job()
         assert isinstance(job, Job)
-        plan = Plan(kind="trial", key=trial_key("warm", job.trial), open_tests=False, pictures=False)
+        plan = Plan(kind="trial", key=trial_key(study.name, job.trial), open_tests=False, pictures=False)
         events = run_experiment(definition.config(job.params), store, plan=plan)
         for event in events:
             if isinstance(event, Step):

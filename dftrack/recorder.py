@@ -121,8 +121,9 @@ class Run:
         undefined = {name + mark for name in metrics if name not in defined}
         now = int(time.time() * 1000)
         tags = []
-        if undefined - self._undefined:
-            self._undefined |= undefined
+        before = set(self._undefined)
+        self._undefined = (before - {name + mark for name in defined}) | undefined  # a value may come later
+        if self._undefined != before:
             tags = [RunTag(UNDEFINED_TAG, _cut(", ".join(sorted(self._undefined)), LONGEST_TAG))]
         self._stamped |= {name: (value, now, step) for name, value in defined.items()}
         with self._speaking():

@@ -1,4 +1,4 @@
-"""On a CUDA card: the loop does not wait for it, training goes on from a checkpoint, and scores are those of the CPU."""
+"""On a CUDA card: the loop does not wait for it, training goes on from a checkpoint, scores are those of the CPU."""
 
 from pathlib import Path
 

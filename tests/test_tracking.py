@@ -163,6 +163,14 @@ def test_an_undefined_metric_is_named_and_not_recorded(
     assert not columns_of(store, "select * from metrics where is_nan or abs(value) > 1e300")
 
 
+def test_a_metric_that_gets_a_value_later_is_undefined_no_longer(tracker: Tracker, run: Run) -> None:
+    run.log_metrics({"study/best": None, "study/baseline": None})
+    run.log_metrics({"study/best": 0.9})
+    assert tracker.find_run(run.run_id).tags["dftrack.undefined"] == "study/baseline"
+    run.log_metrics({"study/baseline": 0.8})
+    assert tracker.find_run(run.run_id).tags["dftrack.undefined"] == ""
+
+
 # ---- resuming and ending
 
 

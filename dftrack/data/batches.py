@@ -85,7 +85,7 @@ class Batches:
 
 
 def _augmented(pixels: Tensor, draws: Sequence[Tensor]) -> Tensor:
-    """(B, S, S, 3) uint8, mirrored by the first draw, and as float32 in changed light by the others, if there are any."""
+    """(B, S, S, 3) uint8, mirrored by the first of `draws`, and as float32 in changed light by the others, if any."""
     if not draws:
         return pixels
     pixels = torch.where(draws[0] < 0.5, pixels.flip(2), pixels)
