@@ -11,10 +11,9 @@ import statistics
 import sys
 from pathlib import Path
 
-from dftrack.study import halving
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import read_study
-from dftrack.study.halving import Halving, replay
+from dftrack.study.halving import RISING, Halving, replay
 
 
 def main(curves: Path, studies: int = 1000, trials: int = 30) -> None:
@@ -25,20 +24,19 @@ def main(curves: Path, studies: int = 1000, trials: int = 30) -> None:
     assert default is not None
     print(f"{len(whole)} recorded curves of {len(whole[0])} epochs; {studies} simulated studies of {trials} trials")
     for name, plan, rising in (
-        ("the default study", default, halving.RISING),
+        ("the default study", default, RISING),
         ("by the value alone", default, 0.0),
         ("by thirds and the value", Halving(rungs=(1, 3, 10)), 0.0),
     ):
-        halving.RISING = rising
-        print(f"{name}: {compared(whole, plan, studies, trials)}")
+        print(f"{name}: {compared(whole, plan, rising, studies, trials)}")
 
 
-def compared(whole: list[list[float]], plan: Halving, studies: int, trials: int) -> str:
+def compared(whole: list[list[float]], plan: Halving, rising: float, studies: int, trials: int) -> str:
     """How much a winner's last value is below the best there was, over simulated studies."""
     losses, epochs, full = [], [], 0
     for seed in range(studies):
         drawn = [whole[0], *random.Random(seed).choices(whole[1:], k=trials - 1)]
-        found = replay(drawn, plan)
+        found = replay(drawn, plan, rising=rising)
         losses.append(found.best - found.value)
         epochs.append(found.epochs)
         full = found.full_epochs

@@ -70,6 +70,7 @@ class Interrupted(Exception):  # noqa: N818 - not an error: a request, carried o
         super().__init__(f"stopped on request (exit code {exit_code})")
         self.exit_code = exit_code
         self.goes_on = goes_on  # the same command takes the work up again
+        self.command = ""  # or this one, where the same would begin anew
 
 
 class Abandoned(Exception):  # noqa: N818 - not an error: news

@@ -135,7 +135,9 @@ def show_error(error: DftrackError | Interrupted | KeyboardInterrupt) -> None:
     elif isinstance(error, Interrupted) and not error.goes_on:
         console.print("[yellow]stopped.[/]")
     else:
-        console.print("[yellow]stopped.[/] The same command goes on where this one ended.")
+        command = error.command if isinstance(error, Interrupted) else ""
+        how = f"{plain(command)}  goes on" if command else "The same command goes on"
+        console.print(f"[yellow]stopped.[/] {how} where this one ended.")
 
 
 def plain(text: str) -> str:

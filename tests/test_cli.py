@@ -106,6 +106,12 @@ def test_data_check_reads_a_clean_set_and_refuses_a_leak(dftrack: Terminal, face
     assert "copy.jpg" in said.out
 
 
+def test_data_check_refuses_what_cannot_be_trained_on(dftrack: Terminal, faces: Path, store: Path) -> None:
+    for picture in (faces / "val" / "fake").iterdir():
+        picture.unlink()
+    refused(dftrack("data", "check", faces, "--store", store), 3, "val")
+
+
 def huge_png(path: Path, side: int = 20_000) -> None:
     """A PNG that claims side x side pixels in its header and holds next to nothing."""
 
@@ -269,6 +275,9 @@ def test_a_study_that_cannot_be_is_refused(dftrack: Terminal, store: Path, tmp_p
     refused(dftrack("study", "--study", "nonsense", "--store", store), 2, "nonsense", "default")
     refused(dftrack("study", "--storage", "mysql://host/db", "--store", store, "--data", tmp_path), 3)
     refused(dftrack("study", "status", "--store", store), 4, "no study yet")
+    open_tracker(store)
+    refused(dftrack("doctor", "--store", store, "--storage", tmp_path / "no" / "typo.db"), 4, "no study yet")
+    assert not (tmp_path / "no").exists(), "to look at a storage is not to make one"
 
 
 @pytest.mark.parametrize(

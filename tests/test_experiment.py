@@ -17,10 +17,24 @@ from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
 from dftrack.runtime import StopRequests
+from dftrack.study.file import parse_study
+from dftrack.study.jobs import Job
+from dftrack.study.trials import TrialTrainer
 from dftrack.tracking import Run, open_tracker
 from tests.makers import make_faces
 
 PLAIN = Plan(pictures=False)
+SHORT_STUDY = """
+name = "short"
+[base]
+train.epochs = 4
+train.batch_size = 8
+data.image_size = 16
+[space]
+model.dropout = { low = 0.0, high = 0.7 }
+[pruning]
+rungs = [1, 4]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +305,15 @@ def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
     result = finish(small(odd), store, plan=Plan())
     text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
     assert "Andr" in text
+
+
+def test_a_trial_whose_checkpoint_lies_past_its_rung_pauses_all_the_same(faces: Path, store: Path) -> None:
+    """A stop between an epoch's checkpoint and the trial's pause leaves it so; it must not train on to the end."""
+    study = parse_study(SHORT_STUDY).revised({"data.source": str(faces)})
+    parent = open_tracker(store).start_run("study", key="parent", settings={}, tags={})
+    train = TrialTrainer(study, store, "short", parent.run_id)
+    job = Job("short", 0, {"model.dropout": 0.5}, start_epoch=0, stop_epoch=1, is_last=False, attempt=1, token=1)
+    told: list[int] = []
+    for done in ([1], [1, 2]):
+        outcome = train(job, lambda epoch, value: told.append(epoch), StopRequests())
+        assert (outcome.kind, told) == ("paused", done)

@@ -53,6 +53,7 @@ def test_who_rises_goes_before_who_stands_a_little_higher() -> None:
     assert plan(standings, contest).promote == ((1, 10),)
     lower = [Standing(n, "paused", 2, {e: -v for e, v in s.curve.items()}) for n, s in enumerate(standings)]
     assert plan(lower, dataclasses.replace(contest, maximize=False)).promote == ((1, 10),)
+    assert plan(standings, dataclasses.replace(contest, rising=0.0)).promote == ((0, 10),)
 
 
 @pytest.mark.parametrize(
@@ -221,13 +222,15 @@ def test_a_replay_loses_to_a_late_bloomer_and_says_so() -> None:
 def lost(curves: str, halving: Halving, studies: int = 300) -> float:
     """Mean val AUC, in points, that a winner ends below the best there was: simulated studies of recorded trials."""
     file = Path(__file__).parents[1] / "benchmarks" / f"curves-{curves}.json"
-    whole = [[value or 0.5 for value in trial["curve"]] for trial in json.loads(file.read_text())["trials"]]
+    whole = [trial["curve"] for trial in json.loads(file.read_text())["trials"]]
     found = [replay([whole[0], *random.Random(seed).choices(whole[1:], k=29)], halving) for seed in range(studies)]
     return 100 * sum(one.best - one.value for one in found) / studies
 
 
-def test_on_recorded_trainings_the_default_plan_loses_half_a_point_at_most_and_less_than_thirds() -> None:
+def test_on_the_trainings_it_was_chosen_on_the_default_plan_loses_little_and_on_others_about_what_thirds_do() -> None:
     default, thirds = read_study(find_study_file("default")).pruning, Halving(rungs=(1, 3, 10))
     assert default is not None
     assert lost("random", default) < 0.5, "of settings drawn at random"
     assert lost("tpe", default) < 1.2 < lost("tpe", thirds), "of settings that a search chose"
+    for unseen in ("random-1", "tpe-1"):  # another seed: the best there begin like the worst (docs/performance.md)
+        assert lost(unseen, default) < lost(unseen, thirds) + 1.0

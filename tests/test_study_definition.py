@@ -12,6 +12,7 @@ from dftrack.errors import SettingError
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import parse_study, read_study
 from dftrack.study.fingerprint import differences, fingerprint
+from dftrack.study.halving import cost
 from dftrack.study.space import Choice, Float, Int, points, size
 from dftrack.study.toml_lines import parse_toml
 
@@ -236,6 +237,10 @@ def test_epochs_from_the_command_line_move_the_last_rung() -> None:
     assert study.revised({"train.epochs": 5}).rungs == (1, 2, 5)
     assert study.revised({"train.epochs": 3}).rungs == (1, 2, 3)
     assert study.revised({"train.epochs": 1}).rungs == (1,)
+    for longer in (11, 20):
+        contest = study.revised({"train.epochs": longer}).contest(30)
+        assert contest.rungs == (1, 2, 5, longer) and len(contest.shares) == 3
+        assert cost(contest) <= 30 * longer / 4
     with pytest.raises(SettingError, match="is searched by the study"):
         study.revised({"model.dropout": 0.1})
 
@@ -274,6 +279,14 @@ def test_the_fingerprint_knows_what_matters_and_ignores_what_does_not() -> None:
     for name, other in others.items():
         assert other.digest != mark.digest, f"a change of {name} must be noticed"
         assert len(differences(mark.values, other.values)) == 1, differences(mark.values, other.values)
+
+
+def test_a_loss_is_ranked_by_its_value_alone_and_the_fingerprint_says_so() -> None:
+    text = (STUDIES / "default.toml").read_text()
+    loss = parse_study(text.replace('metric = "val/roc_auc"', 'metric = "val/loss"'))
+    assert loss.contest(30).rising == 0 < parse_study(text).contest(30).rising
+    assert fingerprint(loss, "abc").values["pruning"].endswith("ranked by value")
+    assert fingerprint(parse_study(text), "abc").values["pruning"].endswith("ranked by value and gain")
 
 
 def test_differences_are_told_in_plain_lines() -> None:

@@ -1,6 +1,7 @@
 """The report of a study: statistics against simulation, words in every state, pages against hostile text."""
 
 import csv
+import dataclasses
 import io
 import math
 import random
@@ -183,6 +184,12 @@ def test_the_report_answers_every_question() -> None:
         "--set model.dropout=0.01",
     ):
         assert words in text, f"the report does not say {words!r}"
+    assert "Opened for the winner only." in text
+    twice = dataclasses.replace(whole, tests_opened_after=3, command="dftrack study --store /s/t --study my.toml")
+    text = report.markdown(twice)
+    assert "Opened for the winner, and once for an earlier winner of this study." in text
+    for words in ("study status --store /s/t --study my.toml", "ui --store /s/t", "doctor --store /s/t"):
+        assert f"dftrack {words}" in text, f"the report does not say {words!r}"
 
 
 STATES = {

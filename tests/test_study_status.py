@@ -125,7 +125,8 @@ def test_an_ended_study_has_its_winner_its_duration_and_its_finals(
         else:
             queue.finish(job, standins.train(job, lambda epoch, value, job=job: queue.report(job, epoch, value)))  # type: ignore[misc]
     for seed in (1, 2, 3):
-        tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.seed": str(seed)}
+        winner = str(status(study, DESIGN, tracker).best.trial if seed < 3 else 99)  # type: ignore[union-attr]
+        tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.trial": winner}
         run = tracker.start_run(f"final {seed}", key=f"final {seed}", settings={}, tags=tags)
         if seed < 3:
             run.log_metrics({"val/roc_auc": 0.9, "test-dev/roc_auc": 0.8} if seed == 1 else {"val/roc_auc": 0.9})
@@ -136,6 +137,9 @@ def test_an_ended_study_has_its_winner_its_duration_and_its_finals(
     assert now.seconds_left == 0
     assert now.seconds_elapsed == pytest.approx(status(study, DESIGN, tracker).seconds_elapsed), "the clock has stopped"
     assert (now.finals_done, now.finals_planned, now.tests_opened) == (2, 3, 1)
+    tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.trial": "99"}
+    tracker.start_run("of an earlier winner", key="earlier", settings={}, tags=tags).finish("FINISHED")
+    assert status(study, DESIGN, tracker).finals_done == 2, "an earlier winner's trainings are not the winner's"
     more = replace(DESIGN, pruning=None)
     assert status(study, more, tracker).epochs_planned == 90
 

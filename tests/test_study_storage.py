@@ -356,6 +356,41 @@ def test_an_interrupted_trial_is_taken_up_before_anything_new(place: Path, tmp_p
     assert (again.trial, again.attempt, again.is_resumed) == (job.trial, 1, True), "a request to stop is no death"
 
 
+@pytest.mark.parametrize("how", ["released", "dead"])
+def test_a_trial_stopped_after_its_rungs_epoch_pauses_there(
+    place: Path, tmp_path: Path, lives: list[Life], how: str
+) -> None:
+    """Its checkpoint may lie past the rung: trained on from there it would never stop, and win without a seat."""
+    opened = standins.opened(place, standins.definition())
+    watcher, doomed = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
+    job = doomed.next_job()
+    assert isinstance(job, Job) and job.stop_epoch == 1
+    doomed.report(job, 1, 0.4)
+    if how == "released":
+        doomed.finish(job, Outcome("released"))
+    else:
+        lives.pop()._lock.release()
+    after = watcher.next_job()
+    assert isinstance(after, Job)
+    assert (after.trial, after.stop_epoch) == (1, 1), "the next trial begins"
+    (first, _) = records(opened)
+    assert (first.status, first.epoch) == ("paused", 1)
+    watcher.finish(after, standins.train(after, lambda epoch, value: watcher.report(after, epoch, value)))
+    finish_all(watcher)
+    assert Counter(record.status for record in records(opened)) == {"complete": 3, "pruned": 27}
+
+
+def test_a_total_below_what_was_begun_brings_that_to_its_end(place: Path, tmp_path: Path, lives: list[Life]) -> None:
+    opened = standins.opened(place, standins.definition())
+    worker = queue(opened, lives, tmp_path)
+    for _ in range(8):
+        do(worker, worker.next_job())
+    fewer = standins.opened(place, standins.definition(), trials=3)
+    finish_all(queue(fewer, lives, tmp_path))
+    assert Counter(record.status for record in records(fewer))["complete"] >= 1
+    assert len(records(fewer)) == 8 and all(record.is_ended for record in records(fewer))
+
+
 def test_a_dead_workers_trial_is_taken_up_twice_then_failed(place: Path, tmp_path: Path, lives: list[Life]) -> None:
     opened = standins.opened(place, standins.definition())
     told: list[Ended] = []
@@ -379,17 +414,17 @@ def test_a_worker_that_was_overtaken_is_told_and_changes_nothing(
     slow, quick = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
     old = slow.next_job()
     assert isinstance(old, Job)
-    slow.report(old, 1, 0.5)
     lives[0]._lock.release()  # taken for dead
     new = quick.next_job()
-    assert isinstance(new, Job) and (new.trial, new.start_epoch) == (0, 1)
+    assert isinstance(new, Job) and (new.trial, new.start_epoch) == (0, 0)
     with pytest.raises(Superseded):
         slow.report(old, 1, 0.9)
     with pytest.raises(Superseded):
         slow.finish(old, Outcome("failed", reason="late"))
     do(quick, new)
     record = records(opened)[0]
-    assert (record.status, record.curve) == ("paused", {1: 0.5}), "the old worker must not have written"
+    kept = {1: standins.curve(dict(record.params), 1)}
+    assert (record.status, record.curve) == ("paused", kept), "the old worker must not have written"
     with pytest.raises(Superseded):
         quick.report(new, 1, 0.1)
 

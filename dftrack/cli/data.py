@@ -20,7 +20,7 @@ def data_check(
 ) -> None:
     """Read every picture of a data set and say what is wrong: leaks between splits, unreadable files, shortcuts."""
     from dftrack import render
-    from dftrack.data.audit import audit, blocking
+    from dftrack.data.audit import audit
     from dftrack.data.sources import find_pictures
     from dftrack.errors import DataError
     from dftrack.screens import Screen
@@ -28,12 +28,13 @@ def data_check(
     with Screen() as screen:
         listing = find_pictures(path, store, screen.advance)
         found = audit(listing, thorough=True, progress=screen.advance)
+    errors = [finding for finding in found.findings if finding.severity == "error"]
     if as_json:
-        render.print_json({**dataclasses.asdict(found), "blocking": [finding.kind for finding in blocking(found)]})
+        render.print_json({**dataclasses.asdict(found), "blocking": [finding.kind for finding in errors]})
     else:
         render.show_audit(found)
-    if leaks := blocking(found):
-        raise DataError(leaks[0].message, "a result on these data would not be worth its name; see the findings above")
+    if errors:
+        raise DataError(errors[0].message, "a result on these data would not be worth its name; see the findings above")
 
 
 @app.command("prepare", epilog="Example: dftrack data prepare openforensics OpenForensics/ crops/")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
-from dftrack.errors import SettingError
+from dftrack.errors import Interrupted, SettingError
 
 app = typer.Typer()
 study_app = typer.Typer(help="Search the settings: a study that survives anything.", rich_markup_mode=None)
@@ -70,8 +70,12 @@ def study(
         new=new,
         command=_again(sys.argv[1:]),
     )
-    with catch_stop_requests() as stop, StudyScreen(definition) as screen:
-        outcome = run_study(request, screen.show, stop)
+    try:
+        with catch_stop_requests() as stop, StudyScreen(definition) as screen:
+            outcome = run_study(request, screen.show, stop)
+    except Interrupted as request_to_stop:
+        request_to_stop.command = request.command if new else ""
+        raise
     if as_json:
         render.print_json(outcome.plain())
         return
@@ -145,7 +149,7 @@ def doctor(
 
     place = storage or store / "optuna.db"
     tracker = open_tracker(existing(store))
-    studies = clinic.studies_in(Storage(place)) if storage or Path(place).exists() else ()
+    studies = clinic.studies_in(Storage(_existing(place))) if storage or Path(place).exists() else ()
     found = clinic.examine(tracker, studies)
     mended = clinic.fix(found, tracker, studies) if fix else ()
     left = [finding for finding in found if not fix or not finding.mend]

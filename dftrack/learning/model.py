@@ -93,15 +93,23 @@ def build_model(config: ModelConfig, image_size: int) -> FaceCNN:
 
 def normalise(pixels: Tensor) -> Tensor:
     """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, scaled to [0, 1], ImageNet mean taken off, channels last."""
-    scale, shift = _scale_and_shift(pixels.device)
+    constants = _sent_once if pixels.is_cuda else _scale_and_shift
+    scale, shift = constants(pixels.device)
     return torch.addcmul(shift, pixels.to(torch.float32), scale).permute(0, 3, 1, 2)
 
 
-@cache  # sending it to a card in every step would be waiting for the card in every step
 def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
+    scale = torch.tensor([1 / (255 * std) for std in STD], device=device)
+    return scale, torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
+
+
+@cache
+def _sent_once(device: torch.device) -> tuple[Tensor, Tensor]:
+    """For a card: to send them in every step would be to wait for it in every step. Not for the CPU: a tracer's
+    stand-ins would be kept.
+    """
     with torch.inference_mode(False):
-        scale = torch.tensor([1 / (255 * std) for std in STD], device=device)
-        return scale, torch.tensor([-mean / std for mean, std in zip(MEAN, STD, strict=True)], device=device)
+        return _scale_and_shift(device)
 
 
 def fold_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

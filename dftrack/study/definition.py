@@ -8,7 +8,7 @@ from typing import Literal
 
 from dftrack.config import Config, Value, vary
 from dftrack.errors import SettingError, require
-from dftrack.study.halving import Contest, Halving, contest_of
+from dftrack.study.halving import RISING, Contest, Halving, contest_of
 from dftrack.study.space import Params, Space, size
 
 Direction = Literal["maximize", "minimize"]
@@ -63,7 +63,8 @@ class StudyDefinition:
     def contest(self, total: int, protected: frozenset[int] = frozenset()) -> Contest:
         """The rules of pruning for so many trials, those with the numbers in `protected` having a seat of their own."""
         maximize = self.direction == "maximize"
-        return contest_of(self.pruning, self.epochs, total, maximize=maximize, protected=protected)
+        rising = RISING if maximize else 0.0  # what is minimised is a loss
+        return contest_of(self.pruning, self.epochs, total, maximize=maximize, protected=protected, rising=rising)
 
     @property
     def protects_baseline(self) -> bool:

@@ -230,7 +230,7 @@ def _shares(file: TomlFile, rungs: list[int], given: object, eta: bool) -> tuple
     if any(a <= b for a, b in itertools.pairwise(given)):
         raise file.error(path, f"shares must fall: fewer and fewer trials go on, got {given}")
     if len(given) != len(rungs) - 1:
-        hint = "one for each rung but the last, of all trials"
+        hint = "one for each rung but the last, of all trials; they need rungs of their own"
         raise file.error(path, f"there are {len(given)} shares for {len(rungs)} rungs", hint)
     if eta:
         raise file.error(path, "shares and eta say the same in two ways", "leave one of them out")

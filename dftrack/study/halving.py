@@ -7,7 +7,9 @@ each rung, but nobody waits longer than needed: a trial that is among the best w
 once, and one that can no longer be is ended at once, so that no more checkpoints are kept than there are seats.
 
 At a rung trials are ranked by their value plus twice what they gained since their first epoch: those that learn slowly
-and well are behind at first. By the value alone replayed studies lost about three times as much (docs/performance.md).
+and well are behind at first. By the value alone replayed studies lost about three times as much on the curves that this
+was chosen on, and as much on others (docs/performance.md). A loss has no bound, and who begins worst gains most: it is
+ranked by the value alone.
 
 The baseline has a seat of its own wherever there are two or more: it reaches the end and the winner is never worse than
 it on the validation split. Its seat is one of the 12, of the 6 and of the 3, so this costs no epoch (training it on as
@@ -64,6 +66,7 @@ class Contest:
     total: int  # trials there will be
     maximize: bool = True
     protected: frozenset[int] = frozenset()  # trials with a seat of their own wherever there are two or more
+    rising: float = RISING  # the weight of the gain; 0: the value alone decides
 
     def seats(self, rung: int) -> int:
         """How many trials go on from the rung with this index: 2/5 of 30 trials are 12; at least 1."""
@@ -71,9 +74,13 @@ class Contest:
 
 
 def rungs_of(halving: Halving, epochs: int) -> tuple[int, ...]:
-    """The rungs for trials of so many epochs: the given ones below the end, or the end divided by eta repeatedly."""
+    """The rungs for trials of so many epochs: the given ones below the end, or the end divided by eta repeatedly.
+
+    Where shares belong to them the last one moves with the end: there is no share for one more.
+    """
     if halving.rungs:
-        return (*(rung for rung in halving.rungs if rung < epochs), epochs)
+        given = halving.rungs[:-1] if halving.shares else halving.rungs
+        return (*(rung for rung in given if rung < epochs), epochs)
     rungs = [epochs]
     power = halving.eta
     while epochs // power >= 1:
@@ -84,14 +91,20 @@ def rungs_of(halving: Halving, epochs: int) -> tuple[int, ...]:
 
 
 def contest_of(
-    halving: Halving | None, epochs: int, total: int, *, maximize: bool = True, protected: frozenset[int] = frozenset()
+    halving: Halving | None,
+    epochs: int,
+    total: int,
+    *,
+    maximize: bool = True,
+    protected: frozenset[int] = frozenset(),
+    rising: float = RISING,
 ) -> Contest:
     """The rules for so many trials of so many epochs. None: all of them train to the end."""
     if halving is None:
-        return Contest((epochs,), (), total, maximize, protected)
+        return Contest((epochs,), (), total, maximize, protected, rising)
     rungs = rungs_of(halving, epochs)
     shares = halving.shares or tuple(Fraction(1, halving.eta**power) for power in range(1, len(rungs)))
-    return Contest(rungs, shares[: len(rungs) - 1], total, maximize, protected)
+    return Contest(rungs, shares[: len(rungs) - 1], total, maximize, protected, rising)
 
 
 def cost(contest: Contest) -> int:
@@ -121,7 +134,7 @@ def plan(standings: Sequence[Standing], contest: Contest) -> Plan:
         sure = [s for s in waiting if s.number in own][: max(0, free)]
         settled = {s.number for s in standings if s.status in ("complete", "pruned", "failed") or s.stop > rung}
         reserved = len(own - settled)  # sure ones, and ones still on their way
-        rivals = sorted((s for s in waiting if s not in sure), key=lambda s: _rank(s, rung, contest.maximize))
+        rivals = sorted((s for s in waiting if s not in sure), key=lambda s: _rank(s, rung, contest))
         open_seats = max(0, free - reserved)
         still_unknown = unknown - (reserved - len(sure))  # the ones on their way to a seat of their own are no rivals
         going = sure + rivals[: max(0, open_seats - still_unknown)]
@@ -132,11 +145,11 @@ def plan(standings: Sequence[Standing], contest: Contest) -> Plan:
     return Plan(tuple(promote), tuple(sorted(prune)))
 
 
-def _rank(standing: Standing, rung: int, maximize: bool) -> tuple[float, int]:
+def _rank(standing: Standing, rung: int, contest: Contest) -> tuple[float, int]:
     """By what it has and what it gained, see above."""
     value = standing.curve[rung]
-    value += RISING * (value - standing.curve[min(standing.curve)])
-    return (-value if maximize else value, standing.number)
+    value += contest.rising * (value - standing.curve[min(standing.curve)])
+    return (-value if contest.maximize else value, standing.number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +164,12 @@ class Replay:
 
 
 def replay(
-    curves: Sequence[Sequence[float]], halving: Halving, seed: int | None = None, *, maximize: bool = True
+    curves: Sequence[Sequence[float]],
+    halving: Halving,
+    seed: int | None = None,
+    *,
+    maximize: bool = True,
+    rising: float = RISING,
 ) -> Replay:
     """Simulate the plan on recorded curves: one value per epoch, all of the same length.
 
@@ -162,7 +180,7 @@ def replay(
     assert all(len(curve) == length for curve in curves), "curves of different lengths cannot be compared"
     order = list(range(len(curves))) if seed is None else random.Random(seed).choices(range(len(curves)), k=len(curves))
     protected = frozenset({0} if seed is None and halving.keep_baseline else ())
-    contest = contest_of(halving, length, len(order), maximize=maximize, protected=protected)
+    contest = contest_of(halving, length, len(order), maximize=maximize, protected=protected, rising=rising)
     standings: dict[int, Standing] = {}
 
     def train(number: int, stop: int) -> None:

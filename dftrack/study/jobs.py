@@ -172,20 +172,26 @@ class Queue:
         whole = self._exhausted or len(records) < asked
         return Done(f"all {len(records)} trials have ended" + (": every point of the space has been tried" * whole))
 
-    def _take_up(self, records: Sequence[Record]) -> Job | None:
-        """A trial that nobody works on any more though it is not at a rung."""
+    def _take_up(self, records: Sequence[Record]) -> Job | Wait | Done | None:
+        """A trial that nobody works on any more though it is not at a rung; one that is at its rung pauses there."""
         for record in records:
             claim = record.claim
             if record.status != "running" or claim is None:
                 continue
-            if claim.state == "released":
-                return self._grant(record, claim.stop, claim.deaths)
-            if claim.worker == self._worker.name:
+            released = claim.state == "released"
+            if not released and claim.worker == self._worker.name:
                 return self._job(record, claim)  # granted, but the answer was lost on its way
-            if self._watch.is_dead(record):
-                if claim.deaths + 1 < MOST_DEATHS:
-                    return self._grant(record, claim.stop, claim.deaths + 1)
-                self._end(record, TrialState.FAIL, f"its worker died {MOST_DEATHS} times")
+            if not released and not self._watch.is_dead(record):
+                continue
+            if claim.stop in record.curve and claim.stop != self._definition.epochs:
+                _bury(claim)
+                self._pause(record.number, claim)  # stopped after the last thing it had to do, before it could say so
+                return self._next()
+            if released:
+                return self._grant(record, claim.stop, claim.deaths)
+            if claim.deaths + 1 < MOST_DEATHS:
+                return self._grant(record, claim.stop, claim.deaths + 1)
+            self._end(record, TrialState.FAIL, f"its worker died {MOST_DEATHS} times")
         return None
 
     def _begin(self, records: Sequence[Record]) -> Job | None:
@@ -246,15 +252,19 @@ class Queue:
                 kind, outcome = "failed", Outcome("failed", reason=f"{self._definition.metric} ended as {value}")
             else:
                 self._end(record, TrialState.COMPLETE, outcome.reason, value=value)
-        elif kind in ("paused", "released"):
-            state: Literal["paused", "released"] = "paused" if kind == "paused" else "released"
-            self._write(record.number, replace(record.claim, state=state, worker="", machine="", life=""))
+        elif kind == "paused":
+            self._pause(record.number, record.claim)
+        elif kind == "released":
+            self._write(record.number, _let_go(record.claim, "released"))
         elif kind == "pruned":
             self._end(record, TrialState.PRUNED, outcome.reason)
         if kind == "failed":
             self._end(record, TrialState.FAIL, outcome.reason, traceback=outcome.traceback)
 
     # Small steps
+
+    def _pause(self, number: int, claim: Claim) -> None:
+        self._write(number, _let_go(claim, "paused"))
 
     def _own(self, job: Job, *, or_ended: bool = False) -> Record:
         record = to_record(self._backend.get_trial(self._id(job.trial)))
@@ -271,8 +281,7 @@ class Queue:
 
     def _grant(self, record: Record, stop: int, deaths: int) -> Job:
         assert record.claim is not None
-        if record.claim.life and is_free(Path(record.claim.life)):  # of a dead worker
-            Path(record.claim.life).unlink(missing_ok=True)
+        _bury(record.claim)
         claim = self._claim(record.claim.token + 1, stop, deaths)
         self._write(record.number, claim)
         return self._job(record, claim)
@@ -313,3 +322,13 @@ class Queue:
 
     def _id(self, number: int) -> int:
         return self._backend.get_trial_id_from_study_id_trial_number(self._study.study_id, number)
+
+
+def _bury(claim: Claim) -> None:
+    """Remove the sign of life of a dead worker."""
+    if claim.life and is_free(Path(claim.life)):
+        Path(claim.life).unlink(missing_ok=True)
+
+
+def _let_go(claim: Claim, state: Literal["paused", "released"]) -> Claim:
+    return replace(claim, state=state, worker="", machine="", life="")

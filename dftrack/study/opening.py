@@ -35,7 +35,11 @@ class OpenStudy:
 
     def trials(self) -> int:
         """How many trials it ends with: as the latest start said, which workers already at work obey as well."""
-        return int(self.storage.backend.get_study_user_attrs(self.study_id)[TRIALS])
+        noted = self.storage.backend.get_study_user_attrs(self.study_id).get(TRIALS)
+        if noted is None:
+            hint = "if dftrack study was killed while it made it, the same command again mends it"
+            raise StoreError(f"the study {self.name!r} in {self.storage.place} was not made by dftrack study", hint)
+        return int(noted)
 
     def epochs(self) -> int | None:
         """Passes of a trial that reaches the end, as the study was made with; None: not noted."""

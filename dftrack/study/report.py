@@ -3,6 +3,7 @@
 Pure: from a summary of plain values to Markdown and to one self-contained HTML page.
 """
 
+import itertools
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -166,7 +167,9 @@ def _tests(summary: StudySummary) -> list[Block]:
     elif after > before:
         caution = "." if before == 0 else ": each further look makes their numbers a little less trustworthy."
         counted = f"For this data: {_times(before)} before this study, {_times(after)} in all{caution}"
-        blocks.append(Words(f"Opened for the winner only. {counted}"))
+        earlier = after - before - 1
+        others = f", and {_times(earlier)} for an earlier winner of this study" if earlier else " only"
+        blocks.append(Words(f"Opened for the winner{others}. {counted}"))
     else:
         blocks.append(Words(f"Not opened by this study. For this data: {_times(after)} so far."))
     splits = sorted({split for final in summary.finals for split in final.tests})
@@ -305,9 +308,9 @@ def _going_on(summary: StudySummary) -> list[Block]:
     lines = [
         f"{summary.command}   # if it was stopped: goes on where it was",
         *([f"{summary.command} --trials {more}   # {more} trials in all"] if more > summary.trials else []),
-        "dftrack study status",
-        "dftrack ui   # every curve and every trial",
-        "dftrack doctor   # compare Optuna with MLflow",
+        f"dftrack study status{_options(summary.command, '--study', '--storage', '--store')}",
+        f"dftrack ui{_options(summary.command, '--store')}   # every curve and every trial",
+        f"dftrack doctor{_options(summary.command, '--storage', '--store')}   # compare Optuna with MLflow",
     ]
     best = best_record(summary.records, summary.definition.direction)
     if best is not None:
@@ -317,6 +320,17 @@ def _going_on(summary: StudySummary) -> list[Block]:
         )
         lines.append(f"dftrack baseline {sets}   # train the winner by itself")
     return [Heading("How to go on"), Commands(lines)]
+
+
+def _options(command: str, *wanted: str) -> str:
+    """Those of the command's options that are wanted, as they were typed."""
+    words, kept = shlex.split(command), []
+    for word, following in itertools.pairwise([*words, ""]):
+        if word in wanted:
+            kept += [word, following]
+        elif word.partition("=")[0] in wanted:
+            kept.append(word)
+    return f" {shlex.join(kept)}" if kept else ""
 
 
 def _number(value: float | None) -> str:

@@ -198,8 +198,9 @@ class _Session:
 
     def search(self) -> None:
         """Let workers bring all trials to their end."""
-        total = self.definition.total(self.study.trials())
-        ended = sum(record.is_ended for record in self.reader.read())
+        records = self.reader.read()
+        total = max(self.definition.total(self.study.trials()), len(records))  # what was begun is brought to its end
+        ended = sum(record.is_ended for record in records)
         self.watch(Opened(self.study.name, self.run.run_id, self.data, total, ended))
         work = Work(
             url=self.storage.url,
@@ -223,6 +224,7 @@ class _Session:
     def _mend(self) -> None:
         """Bring runs whose worker was killed between the trial's end and the run's to the state Optuna knows."""
         close = TrialCloser(self.request.store, self.key)
+        self.reader = Reader(self.storage.backend, self.study.study_id)  # read anew: workers wrote meanwhile
         for record in self.reader.read():
             if record.is_ended:
                 close(Ended(record.number, record.status, record.value, record.reason))
@@ -322,7 +324,7 @@ class _Session:
             seconds={number: self._seconds(run) for number, run in of_trials.items()},
             final_seconds=sum(self._seconds(self.tracker.find_run(final.run_id)) for final in finals) or None,
             run_ids={number: run.run_id for number, run in of_trials.items()},
-            tests_opened_before=len(openers - {self.run.run_id}),
+            tests_opened_before=sum(parent != self.run.run_id for parent, _ in openers),
             tests_opened_after=len(openers),
             started=min((r.started for r in records if r.started), default=None),
             ended=max((r.ended for r in records if r.ended), default=None)
@@ -364,10 +366,13 @@ class _Session:
         self._refreshed = time.monotonic()
 
 
-def openings(tracker: Tracker, data_digest: str) -> set[str]:
-    """Who has opened the test splits of these data: run ids, the trainings of one study counting as that study."""
+def openings(tracker: Tracker, data_digest: str) -> set[tuple[str, str]]:
+    """Who has opened the test splits of these data: (run id, "") or, of a study, (its run id, number of a winner).
+
+    The trainings of one winner count as one; another winner of the same study, found later, is another opening.
+    """
     runs = tracker.runs(tags={"dftrack.data_digest": data_digest})
-    return {run.parent or run.run_id for run in runs if TESTS_OPENED in run.tags}
+    return {(run.parent or run.run_id, run.tags.get("dftrack.trial", "")) for run in runs if TESTS_OPENED in run.tags}
 
 
 def final_metrics(finals: Sequence[FinalTraining]) -> dict[str, float | None]:

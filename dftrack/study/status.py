@@ -11,6 +11,7 @@ from dftrack.study.halving import Status, cost
 from dftrack.study.liveness import Watch
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import Reader, Record
+from dftrack.study.summary import ranking
 from dftrack.tracking import Tracker
 
 STATUSES: tuple[Status, ...] = ("running", "paused", "complete", "pruned", "failed")
@@ -52,7 +53,7 @@ class StudyStatus:
     workers: tuple[WorkerStatus, ...]  # by trial
     seconds_elapsed: float | None  # from the first trial's begin to now, or to the last one's end; None: not begun
     seconds_left: float | None  # of searching, at the pace so far; None: undefined (nothing done yet, or nobody works)
-    finals_done: int
+    finals_done: int  # of the winner as it is now
     finals_planned: int
     tests_opened: int  # final trainings that have scored the test splits
 
@@ -78,9 +79,10 @@ def status(
     counts = Counter(record.status for record in records)
     total = definition.total(opened.trials())
     spent, planned = sum(record.epoch for record in records), _planned(definition, max(total, len(records)))
-    over = sum(record.is_ended for record in records) >= total
+    over = sum(record.is_ended for record in records) >= max(total, len(records))
     elapsed = _elapsed(records, ended=over)
     finals = tracker.runs(tags={"dftrack.kind": "final", "dftrack.study": opened.name}, status="FINISHED")
+    winner = next((str(record.number) for record in ranking(records, definition.direction)), "")
     return StudyStatus(
         name=opened.name,
         total=total,
@@ -92,7 +94,7 @@ def status(
         workers=tuple(_worker(record, watch) for record in alive),
         seconds_elapsed=elapsed,
         seconds_left=_left(elapsed, spent, planned, over=over, working=bool(alive)),
-        finals_done=len(finals),
+        finals_done=sum(run.tags.get("dftrack.trial") == winner for run in finals),
         finals_planned=definition.final_seeds,
         tests_opened=sum(any(name.startswith("test") for name in run.metrics) for run in finals),
     )

@@ -31,7 +31,7 @@ class TrialTrainer:
 
         def go_on(epoch: Epoch) -> str:
             emit(epoch.number, value_of(epoch, self.definition.metric))
-            return "paused" if epoch.number == job.stop_epoch and not job.is_last else ""
+            return "paused" if epoch.number >= job.stop_epoch and not job.is_last else ""
 
         plan = Plan(
             name=trial_name(job.trial, job.params),
