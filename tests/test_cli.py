@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dftrack import __main__ as entry
+from dftrack.errors import Interrupted
 from dftrack.tracking import open_tracker
 from tests.makers import make_faces
 
@@ -268,6 +269,21 @@ def test_a_study_runs_reports_goes_on_and_is_looked_after(
     changed = dftrack(*begin[:-1], "train.batch_size=4", "--trials", 3)
     assert changed.code == 4
     assert "train.batch_size: was 8, is 4" in changed.err and "--new" in changed.err
+
+
+def test_a_fresh_start_that_is_stopped_names_the_command_that_goes_on(
+    dftrack: Terminal, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command would begin anew."""
+
+    def stopped(*_: object) -> None:
+        raise Interrupted(130)
+
+    monkeypatch.setattr("dftrack.study.session.run_study", stopped)
+    said = dftrack("study", "--new", "--epochs", 2, "--store", store)
+    assert said.code == 130
+    assert said.err.strip() == f"stopped. dftrack study --epochs 2 --store {store}  goes on where this one ended."
+    assert "The same command goes on" in dftrack("study", "--store", store).err
 
 
 def test_a_study_that_cannot_be_is_refused(dftrack: Terminal, store: Path, tmp_path: Path) -> None:
