@@ -665,7 +665,7 @@ def test_a_promotion_or_rollback_killed_with_9_at_any_step_leaves_the_old_champi
 def run_script(*words: object) -> dict[str, object]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.kills_promotion", *map(str, words)],
-        cwd=Path(kills_promotion.__file__).parents[1], capture_output=True, text=True, timeout=150,
+        cwd=Path(kills_promotion.__file__).parents[1], capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
