@@ -185,6 +185,9 @@ def test_the_report_answers_every_question() -> None:
     ):
         assert words in text, f"the report does not say {words!r}"
     assert "Opened for the winner only." in text
+    assert "go on, by what they have and what they gained" in text
+    loss = dataclasses.replace(whole, definition=dataclasses.replace(whole.definition, direction="minimize"))
+    assert "go on, by their value" in report.markdown(loss)
     twice = dataclasses.replace(whole, tests_opened_after=3, command="dftrack study --store /s/t --study my.toml")
     text = report.markdown(twice)
     assert "Opened for the winner, and once for an earlier winner of this study." in text

@@ -232,7 +232,8 @@ def _searched(summary: StudySummary) -> list[Block]:
     rows = [(name, str(dimension), str(baseline[name])) for name, dimension in definition.space.items()]
     contest = definition.contest(summary.trials)
     steps = [f"{share} after epoch {rung}" for rung, share in zip(contest.rungs, contest.shares, strict=False)]
-    goes_on = f"of all trials {', '.join(steps)} go on, by what they have and what they gained"
+    ranked = "what they have and what they gained" if contest.rising else "their value"
+    goes_on = f"of all trials {', '.join(steps)} go on, by {ranked}"
     pruning = goes_on if steps else "none: every trial is trained to the end"
     words = (
         f"{definition.direction.capitalize()} {definition.metric} after {definition.epochs} epochs. "
