@@ -3,10 +3,13 @@
 A kill or a full disk leaves the old file or the new one, never a third.
 """
 
+import atexit
 import glob
 import hashlib
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -137,6 +140,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def passing_folder() -> Path:
+    """A new empty folder for copies from elsewhere, deleted with all in it when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="dftrack-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

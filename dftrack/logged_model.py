@@ -23,7 +23,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 import dftrack
-from dftrack.files import sha256
+from dftrack.files import passing_folder, sha256
 
 NAME = "detector"
 WEIGHTS_TAG = "dftrack.weights"  # sha256 of the weights: the same ones are logged once
@@ -90,10 +90,11 @@ def fetch(client: MlflowClient, run_id: str) -> Path | None:
         return None
     if place := local_path(model.artifact_location):
         return place / FOLDER
-    target = Path(tempfile.mkdtemp(prefix="dftrack-model-"))
     return Path(
         mlflow.artifacts.download_artifacts(
-            artifact_uri=f"{model.artifact_location}/{FOLDER}", dst_path=str(target), tracking_uri=client.tracking_uri
+            artifact_uri=f"{model.artifact_location}/{FOLDER}",
+            dst_path=str(passing_folder()),
+            tracking_uri=client.tracking_uri,
         )
     )
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dftrack import logged_model
 from dftrack.errors import DetectorError, StoreError
+from dftrack.files import passing_folder
 from dftrack.redaction import scrub
 from dftrack.store import Connection, local_path, speaking
 
@@ -255,9 +256,9 @@ def score_apart(folder: Path, pictures: Sequence[Path]) -> list[float | None]:
 
 
 def _download(uri: str, connection: Connection) -> Path:
-    target = tempfile.mkdtemp(prefix="dftrack-model-")
     with speaking(connection.uri):
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target, tracking_uri=connection.uri))
+        copy = mlflow.artifacts.download_artifacts(uri, dst_path=str(passing_folder()), tracking_uri=connection.uri)
+        return Path(copy)
 
 
 def _version(version: ModelVersion, aliases: Mapping[str, int]) -> Version:

@@ -244,6 +244,14 @@ def test_writers_at_the_same_time_leave_one_whole_file(target: Path) -> None:
     assert names(target.parent) == [target.name]
 
 
+@pytest.mark.parametrize("end", ["", "; raise SystemExit(3)", "; 1 / 0"])
+def test_a_passing_folder_goes_with_its_process_however_that_ends(end: str) -> None:
+    script = f"from dftrack.files import passing_folder as p; f = p(); (f / 'a').mkdir(); print(f, flush=True){end}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    folder = Path(done.stdout.strip())
+    assert folder.name.startswith("dftrack-") and not folder.exists()
+
+
 @settings(max_examples=25)
 @given(st.binary(max_size=2000))
 def test_the_hash_is_the_standard_one(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:

@@ -80,6 +80,42 @@ def test_pooling_in_training_has_the_bits_of_torch_and_does_not_keep_its_input(
     assert sizes == [whole.numel()], "torch's pooling keeps its input, and only torch's"
 
 
+def test_a_gradient_written_over_the_last_one_has_the_bits_of_a_new_one_and_takes_no_memory() -> None:
+    torch.manual_seed(3)
+    model = build_model(ModelConfig(dropout=0.0), 32).train()
+    first, second = torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32)
+    labels = torch.tensor([0, 1] * 4)
+
+    def learn(*parts: Tensor) -> Tensor:
+        sum(functional.cross_entropy(model(part), labels) for part in parts).backward()
+        return model.fc1.weight.grad
+
+    def gradients() -> list[Tensor]:
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    learn(first)
+    model.zero_grad()
+    place = learn(second).data_ptr()
+    expected = gradients()
+
+    learn(first)  # something else lies there
+    model.zero_grad(set_to_none=False)
+    model.reuse_gradient()
+    model.reuse_gradient()  # as after a step that was broken off
+    for parameter in model.parameters():
+        assert parameter.grad is None or not parameter.grad.any()
+    assert learn(second).data_ptr() == place
+    assert all(map(torch.equal, gradients(), expected))
+
+    model.zero_grad()
+    learn(first, second)
+    summed = gradients()
+    model.reuse_gradient()
+    model.zero_grad(set_to_none=False)
+    learn(first, second)  # only one of the two can lie there
+    assert all(map(torch.equal, gradients(), summed))
+
+
 def test_at_224_pixels_it_has_the_size_of_the_published_network() -> None:
     model = build_model(ModelConfig(), 224)
     assert model.fc1.in_features == 128 * 28 * 28

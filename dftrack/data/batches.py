@@ -16,7 +16,7 @@ from torch import Tensor
 from dftrack.config import Augmentation
 from dftrack.data.cache import Split
 
-RELEASE_EVERY = 8  # batches after which the pages that were read leave this process (39 MB at 224 px)
+RELEASE_AFTER = 4 << 20  # bytes of pictures that were read until their pages leave this process: a batch at 224 px
 DRAWS: dict[Augmentation, int] = {"none": 0, "flip": 1, "flip-color": 3}  # random numbers a picture needs
 RESIDENT_SHARE = 0.5  # of a card's free memory that the pixels may take
 
@@ -66,12 +66,15 @@ class Batches:
             self._sent(keyed_uniform(self.seed, epoch, order, stream).astype(np.float32)).view(-1, 1, 1, 1)
             for stream in range(DRAWS[self.augmentation])
         ]  # each (n, 1, 1, 1) in [0, 1)
+        read = 0
         for step in range(skip, len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             pixels = self._gather(order[part], places[part])
             yield Batch(_augmented(pixels, [drawn[part] for drawn in draws]), self._labels[places[part]])
-            if step % RELEASE_EVERY == RELEASE_EVERY - 1:
+            read += self._pixels[0].nbytes * len(order[part])
+            if read >= RELEASE_AFTER:
                 release(self._pixels)
+                read = 0
         release(self._pixels)
 
     def _sent(self, values: NDArray[Any]) -> Tensor:

@@ -144,11 +144,13 @@ def _train_step(state: State, batch: Batch) -> _Loss:
     """Forward, backward, update. An update whose loss is not finite changes no weight."""
     dtype = AUTOCAST.get(state.precision)
     device = batch.labels.device.type
+    if device == "cpu" and not dtype:
+        state.model.reuse_gradient()
+    state.optimizer.zero_grad(set_to_none=device != "cpu")  # on a CPU: heap stays whole
     with torch.autocast(device, dtype) if dtype else nullcontext():
         logits = state.model(normalise(batch.pixels))
     logits = logits.float()
     loss = functional.cross_entropy(logits, batch.labels)
-    state.optimizer.zero_grad(set_to_none=device != "cpu")  # on a CPU: heap stays whole
     torch.autograd.backward(state.scaler.scale(loss))
     if not state.scaler.is_enabled():  # fused optimizers skip the update where this is 1, without waiting for the card
         state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined] # as the scaler does
