@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dftrack.config import Config, vary
 from dftrack.data.batches import Batches
 from dftrack.data.cache import DataSet, open_data
 from dftrack.files import write_text
-from dftrack.learning.model import build_model
+from dftrack.learning.model import FaceCNN, build_model
 from dftrack.learning.training import Epoch, NonFiniteError, fit, new_state
 from dftrack.study.definition import StudyDefinition, find_study_file
 from dftrack.study.file import read_study
@@ -62,8 +63,8 @@ def next_setting(study: StudyDefinition, known: list[dict]) -> dict:  # type: ig
     return dict(found)
 
 
-def curve_of(config: Config, data: DataSet) -> list[float]:
-    """Val AUC after each epoch."""
+def curve_of(config: Config, data: DataSet, trained: Callable[[FaceCNN], object] = lambda model: None) -> list[float]:
+    """Val AUC after each epoch. `trained` is shown the model at the end."""
     torch.manual_seed(config.train.seed)
     train = data.splits["train"]
     model = build_model(config.model, data.image_size)
@@ -75,6 +76,7 @@ def curve_of(config: Config, data: DataSet) -> list[float]:
             if isinstance(event, Epoch):
                 value = event.metrics["val/roc_auc"]
                 curve.append(UNDEFINED if value is None else round(value, 4))
+    trained(model)
     return curve + [UNDEFINED] * (config.train.epochs - len(curve))
 
 

@@ -136,3 +136,28 @@ def test_the_floor_of_a_step_counts_the_bytes_of_adam(benchmark_module) -> None:
     weights = sum(p.numel() for p in build_model(ModelConfig(), 224).parameters())
     assert work.adam_bytes == 28 * weights, "parameters, gradients, two moments read; three of them written"
     assert gpu.least_work(224, 64, value_bytes=2).flops == 2 * work.flops
+
+
+def test_a_winner_by_luck_is_told_from_one_that_is_better(  # type: ignore[no-untyped-def]
+    benchmark_module, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    halving = benchmark_module("replay_halving")
+    steady = [[0.6, 0.7, 0.75, 0.8]] * 5
+    lucky = [0.5, 0.5, 0.5, 0.9]  # late: any halving ends it, and trained again it reaches less than the others
+    file = tmp_path / "curves-made.json"
+    file.write_text(json.dumps({"trials": [{"curve": curve} for curve in [*steady, lucky]]}))
+    again = {str(index): {"val": [0.78, 0.82], "test-dev": [0.8, 0.8]} for index in range(5)}
+    again["5"] = {"val": [0.6, 0.9], "test-dev": [0.7, 0.7]}
+    halving.again_file(file).write_text(json.dumps({"seeds": [1, 2], "settings": again}))
+    halving.main(file, studies=20, trials=30)
+    told = capsys.readouterr().out.splitlines()
+    for name in halving.plans():
+        at = next(number for number, line in enumerate(told) if line.startswith(name))
+        search, val, test = (line.split("mean ")[1].split(",")[0] for line in told[at + 1 : at + 4])
+        assert (float(search), float(val), float(test)) == pytest.approx((10.0, -5.0, -10.0))
+
+
+def test_only_settings_that_win_a_study_are_trained_again(benchmark_module) -> None:  # type: ignore[no-untyped-def]
+    winners = benchmark_module("retrain_winners").winners
+    good, late, bad = [0.6, 0.7, 0.8, 0.8], [0.5, 0.5, 0.5, 0.9], [0.5, 0.5, 0.5, 0.5]
+    assert winners([[0.6, 0.6, 0.7, 0.7], bad, good, bad, late]) == [2, 4]
