@@ -2,13 +2,14 @@
 
 Run: python benchmarks/replay_halving.py CURVES.json [studies] [trials]. Each simulated study has the baseline, which is
 the first of the recorded curves and has a seat of its own, and draws its other trials from the rest, with replacement.
-The plan is that of the default study; beside it stand the same ranked by value alone, and one that prunes by thirds.
+The plan is that of the default study; beside it stand the same with seats spread over nothing, and thirds.
 
 How much the plan's winner is below that of the full search is said twice: by the last values of the search itself,
 where the full search has the best of 30 draws of luck, and, if `retrain_winners.py` has left CURVES-again.json, by the
 mean of what the two settings reach when they are trained again with other seeds.
 """
 
+import dataclasses
 import json
 import random
 import statistics
@@ -19,9 +20,15 @@ from pathlib import Path
 
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import read_study
-from dftrack.study.halving import RISING, Halving, replay
+from dftrack.study.halving import Halving, replay
 
-Curves = list[list[float]]
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The recorded trials, the baseline first: val AUC by epoch, and where each lies in the default study's space."""
+
+    curves: list[list[float]]
+    places: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,38 +43,40 @@ class Ended:
 
 def main(file: Path, studies: int = 1000, trials: int = 30) -> None:
     """Print for each plan the losses against the full search, and the epochs spent."""
-    whole = curves_of(file)
-    print(f"{len(whole)} recorded curves of {len(whole[0])} epochs; {studies} simulated studies of {trials} trials")
+    whole = recorded(file)
+    curves = whole.curves
+    print(f"{len(curves)} recorded curves of {len(curves[0])} epochs; {studies} simulated studies of {trials} trials")
     again = again_file(file)
     qualities = [
-        ("val AUC in the search", dict(enumerate(curve[-1] for curve in whole))),
+        ("val AUC in the search", dict(enumerate(curve[-1] for curve in curves))),
         *(qualities_of(json.loads(again.read_text())) if again.exists() else ()),
     ]
-    for name, (plan, rising) in plans().items():
-        ended = list(simulated(whole, plan, rising, studies, trials))
+    for name, plan in plans().items():
+        ended = list(simulated(whole, plan, studies, trials))
         spent, full = max(e.epochs for e in ended), ended[0].full_epochs
         print(f"{name}: at most {spent} of {full} epochs ({spent / full:.1%}); lost against the full search, in points")
         for said, quality in qualities:
             print(f"    {said}: {summary([quality[e.full] - quality[e.plan] for e in ended])}")
 
 
-def plans() -> dict[str, tuple[Halving, float]]:
-    """The plans that are compared, each with the weight of what a trial gained."""
+def plans() -> dict[str, Halving]:
+    """The plans that are compared."""
     default = read_study(find_study_file("default")).pruning
     assert default is not None
     return {
-        "the default study": (default, RISING),
-        "by the value alone": (default, 0.0),
-        "by thirds and the value": (Halving(rungs=(1, 3, 10)), 0.0),
+        "the default study": default,
+        "spread over nothing": dataclasses.replace(default, spread_over=""),
+        "by thirds": Halving(rungs=(1, 3, 10)),
     }
 
 
-def simulated(whole: Curves, plan: Halving, rising: float, studies: int, trials: int) -> Iterator[Ended]:
+def simulated(whole: Recorded, plan: Halving, studies: int, trials: int) -> Iterator[Ended]:
     """The studies with the seeds 0, 1, 2 and so on."""
+    curves = whole.curves
     for seed in range(studies):
-        drawn = [0, *random.Random(seed).choices(range(1, len(whole)), k=trials - 1)]
-        found = replay([whole[index] for index in drawn], plan, rising=rising)
-        best = max(drawn, key=lambda index: whole[index][-1])
+        drawn = [0, *random.Random(seed).choices(range(1, len(curves)), k=trials - 1)]
+        found = replay([curves[index] for index in drawn], plan, places=[whole.places[index] for index in drawn])
+        best = max(drawn, key=lambda index: curves[index][-1])
         yield Ended(best, drawn[found.winner], found.epochs, found.full_epochs)
 
 
@@ -92,9 +101,11 @@ def summary(losses: Sequence[float]) -> str:
     )
 
 
-def curves_of(file: Path) -> Curves:
-    """The recorded curves, val AUC by epoch, the baseline's first."""
-    return [trial["curve"] for trial in json.loads(file.read_text())["trials"]]
+def recorded(file: Path) -> Recorded:
+    """What `record_curves.py` has left."""
+    trials = json.loads(file.read_text())["trials"]
+    study = read_study(find_study_file("default"))
+    return Recorded([trial["curve"] for trial in trials], [study.place(trial["parameters"]) for trial in trials])
 
 
 def again_file(file: Path) -> Path:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from record_curves import UNDEFINED, curve_of
-from replay_halving import again_file, curves_of, plans, simulated
+from replay_halving import Recorded, again_file, plans, recorded, simulated
 
 from dftrack.config import Config, vary
 from dftrack.data.cache import open_data
@@ -26,16 +26,16 @@ STUDIES, TRIALS = 1000, 30
 
 def main(asked: argparse.Namespace) -> None:
     """Train what is not in the file yet."""
-    recorded = json.loads(asked.curves.read_text())
+    told = json.loads(asked.curves.read_text())
     out = again_file(asked.curves)
-    seeds = [recorded.get("seed", 0) + 1 + index for index in range(asked.seeds)]
+    seeds = [told.get("seed", 0) + 1 + index for index in range(asked.seeds)]
     found = json.loads(out.read_text())["settings"] if out.exists() else {}
-    fixed = {"data.image_size": recorded["image_size"]}
+    fixed = {"data.image_size": told["image_size"]}
     data = open_data(vary(Config(), fixed).data, asked.store)
-    assert data.digest == recorded.get("data_digest", data.digest), "the curves are of other data"
+    assert data.digest == told.get("data_digest", data.digest), "the curves are of other data"
     test = data.splits["test-dev"]
-    for index in winners(curves_of(asked.curves)):
-        setting = recorded["trials"][index]["parameters"]
+    for index in winners(recorded(asked.curves)):
+        setting = told["trials"][index]["parameters"]
         kept = found.setdefault(str(index), {"val": [], "test-dev": []})
         for seed in seeds[len(kept["val"]) :]:
             began = time.monotonic()
@@ -49,11 +49,11 @@ def main(asked: argparse.Namespace) -> None:
             print(f"{index}, seed {seed}: {curve[-1]:.4f} {value} in {time.monotonic() - began:.0f} s", flush=True)
 
 
-def winners(whole: list[list[float]]) -> list[int]:
+def winners(whole: Recorded) -> list[int]:
     """The settings that win a study, of the full search or of a plan."""
     won = set()
-    for plan, rising in plans().values():
-        for ended in simulated(whole, plan, rising, STUDIES, TRIALS):
+    for plan in plans().values():
+        for ended in simulated(whole, plan, STUDIES, TRIALS):
             won |= {ended.full, ended.plan}
     return sorted(won)
 

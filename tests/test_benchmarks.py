@@ -145,7 +145,7 @@ def test_a_winner_by_luck_is_told_from_one_that_is_better(  # type: ignore[no-un
     steady = [[0.6, 0.7, 0.75, 0.8]] * 5
     lucky = [0.5, 0.5, 0.5, 0.9]  # late: any halving ends it, and trained again it reaches less than the others
     file = tmp_path / "curves-made.json"
-    file.write_text(json.dumps({"trials": [{"curve": curve} for curve in [*steady, lucky]]}))
+    file.write_text(json.dumps({"trials": [{"parameters": {}, "curve": curve} for curve in [*steady, lucky]]}))
     again = {str(index): {"val": [0.78, 0.82], "test-dev": [0.8, 0.8]} for index in range(5)}
     again["5"] = {"val": [0.6, 0.9], "test-dev": [0.7, 0.7]}
     halving.again_file(file).write_text(json.dumps({"seeds": [1, 2], "settings": again}))
@@ -158,6 +158,6 @@ def test_a_winner_by_luck_is_told_from_one_that_is_better(  # type: ignore[no-un
 
 
 def test_only_settings_that_win_a_study_are_trained_again(benchmark_module) -> None:  # type: ignore[no-untyped-def]
-    winners = benchmark_module("retrain_winners").winners
+    winners, recorded = benchmark_module("retrain_winners").winners, benchmark_module("replay_halving").Recorded
     good, late, bad = [0.6, 0.7, 0.8, 0.8], [0.5, 0.5, 0.5, 0.9], [0.5, 0.5, 0.5, 0.5]
-    assert winners([[0.6, 0.6, 0.7, 0.7], bad, good, bad, late]) == [2, 4]
+    assert winners(recorded([[0.6, 0.6, 0.7, 0.7], bad, good, bad, late], [0.0] * 5)) == [2, 4]

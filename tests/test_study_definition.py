@@ -27,7 +27,7 @@ def test_the_default_study_is_the_promised_one() -> None:
         "model.dropout": Float(0.0, 0.7),
         "model.kernel_size": Choice((3, 5, 7)),
     }
-    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 2, 5, 10))
+    assert (study.metric, study.direction, study.trials, study.rungs) == ("val/roc_auc", "maximize", 30, (1, 3, 6, 10))
     baseline = flatten(Config())
     assert study.enqueue == ({name: baseline[name] for name in study.space},), "trial 0 must be the baseline"
     assert study.protects_baseline
@@ -143,6 +143,12 @@ REFUSED = {
         "[base]",
     ),
     "point twice": (SPACE + "[[enqueue]]\nmodel.dropout = 0.2\n[[enqueue]]\nmodel.dropout = 0.2\n", 5, "twice", ""),
+    "spread over what is not searched": (
+        SPACE + '[pruning]\nspread_over = "model.dropou"\n',
+        4,
+        "spread_over must be one of",
+        "did you mean model.dropout?",
+    ),
     "rungs not ascending": (SPACE + "[pruning]\nrungs = [3, 1, 10]\n", 4, "ascending epochs", ""),
     "rungs off the end": (
         SPACE + "[pruning]\nrungs = [1, 3]\n",
@@ -234,12 +240,12 @@ def test_a_missing_a_binary_and_an_unknown_study_are_refused(tmp_path: Path, mon
 
 def test_epochs_from_the_command_line_move_the_last_rung() -> None:
     study = read_study(STUDIES / "default.toml")
-    assert study.revised({"train.epochs": 5}).rungs == (1, 2, 5)
-    assert study.revised({"train.epochs": 3}).rungs == (1, 2, 3)
+    assert study.revised({"train.epochs": 5}).rungs == (1, 3, 5)
+    assert study.revised({"train.epochs": 3}).rungs == (1, 3)
     assert study.revised({"train.epochs": 1}).rungs == (1,)
     for longer in (11, 20):
         contest = study.revised({"train.epochs": longer}).contest(30)
-        assert contest.rungs == (1, 2, 5, longer) and len(contest.shares) == 3
+        assert contest.rungs == (1, 3, 6, longer) and len(contest.shares) == 3
         assert cost(contest) <= 30 * longer / 4
     with pytest.raises(SettingError, match="is searched by the study"):
         study.revised({"model.dropout": 0.1})
@@ -274,19 +280,31 @@ def test_the_fingerprint_knows_what_matters_and_ignores_what_does_not() -> None:
         "metric": fingerprint(parse_study(text.replace("roc_auc", "accuracy")), "abc"),
         "setting": fingerprint(study.revised({"train.batch_size": 64}), "abc"),
         "code": fingerprint(study, "abc", {"torch": "2.15"}),
-        "pruning": fingerprint(parse_study(text.replace("0.2, 0.1]", "0.2, 0.15]")), "abc"),
+        "pruning": fingerprint(parse_study(text.replace("0.1667, 0.1]", "0.1667, 0.15]")), "abc"),
     }
     for name, other in others.items():
         assert other.digest != mark.digest, f"a change of {name} must be noticed"
         assert len(differences(mark.values, other.values)) == 1, differences(mark.values, other.values)
 
 
-def test_a_loss_is_ranked_by_its_value_alone_and_the_fingerprint_says_so() -> None:
+def test_the_default_study_spreads_its_first_seats_over_the_learning_rate_and_the_fingerprint_says_so() -> None:
     text = (STUDIES / "default.toml").read_text()
-    loss = parse_study(text.replace('metric = "val/roc_auc"', 'metric = "val/loss"'))
-    assert loss.contest(30).rising == 0 < parse_study(text).contest(30).rising
-    assert fingerprint(loss, "abc").values["pruning"].endswith("ranked by value")
-    assert fingerprint(parse_study(text), "abc").values["pruning"].endswith("ranked by value and gain")
+    study = parse_study(text)
+    assert study.contest(30).spread
+    places = [study.place({"train.learning_rate": rate, "model.dropout": 0.1}) for rate in (1e-5, 1e-3, 1e-2)]
+    assert places == pytest.approx([0.0, 2 / 3, 1.0]), "on the logarithm, as it is drawn"
+    assert study.place({}) == 0.0, "of a trial that a script made with other settings"
+    assert fingerprint(study, "abc").values["pruning"].endswith("spread over train.learning_rate")
+    plain = parse_study(text.replace("spread_over = ", "# "))
+    assert not plain.contest(30).spread and plain.place({"train.learning_rate": 1e-3}) == 0.0
+    assert fingerprint(plain, "abc").values["pruning"].endswith("of 10 epochs")
+
+
+def test_places_are_even_over_a_range_and_over_choices() -> None:
+    assert [Float(0.0, 0.8).place(value) for value in (0.0, 0.2, 0.8, 1.0)] == [0.0, 0.25, 1.0, 1.0]
+    assert [Int(1, 100, log=True).place(value) for value in (1, 10, 100)] == pytest.approx([0.0, 0.5, 1.0])
+    assert [Choice(("adam", "sgd")).place(value) for value in ("adam", "sgd")] == [0.0, 0.5]
+    assert Float(0.5, 0.5).place(0.5) == 0.0
 
 
 def test_differences_are_told_in_plain_lines() -> None:

@@ -185,9 +185,10 @@ def test_the_report_answers_every_question() -> None:
     ):
         assert words in text, f"the report does not say {words!r}"
     assert "Opened for the winner only." in text
-    assert "go on, by what they have and what they gained" in text
-    loss = dataclasses.replace(whole, definition=dataclasses.replace(whole.definition, direction="minimize"))
-    assert "go on, by their value" in report.markdown(loss)
+    assert "go on, the best by their value. Data" in text
+    spread = dataclasses.replace(whole.definition.pruning, spread_over="model.dropout")
+    told = report.markdown(dataclasses.replace(whole, definition=dataclasses.replace(whole.definition, pruning=spread)))
+    assert "go on, the best by their value, those after epoch 1 spread over model.dropout. Data" in told
     twice = dataclasses.replace(whole, tests_opened_after=3, command="dftrack study --store /s/t --study my.toml")
     text = report.markdown(twice)
     assert "Opened for the winner, and once for an earlier winner of this study." in text

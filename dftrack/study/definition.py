@@ -8,7 +8,7 @@ from typing import Literal
 
 from dftrack.config import Config, Value, vary
 from dftrack.errors import SettingError, require
-from dftrack.study.halving import RISING, Contest, Halving, contest_of
+from dftrack.study.halving import Contest, Halving, contest_of
 from dftrack.study.space import Params, Space, size
 
 Direction = Literal["maximize", "minimize"]
@@ -62,9 +62,14 @@ class StudyDefinition:
 
     def contest(self, total: int, protected: frozenset[int] = frozenset()) -> Contest:
         """The rules of pruning for so many trials, those with the numbers in `protected` having a seat of their own."""
-        maximize = self.direction == "maximize"
-        rising = RISING if maximize else 0.0  # what is minimised is a loss
-        return contest_of(self.pruning, self.epochs, total, maximize=maximize, protected=protected, rising=rising)
+        return contest_of(self.pruning, self.epochs, total, maximize=self.direction == "maximize", protected=protected)
+
+    def place(self, params: Mapping[str, Value]) -> float:
+        """Where a trial lies in the range over which pruning spreads its seats, 0 to 1; 0 where it spreads none."""
+        name = self.pruning.spread_over if self.pruning else ""
+        if name not in params or not self.space[name].contains(params[name]):  # a script's own trial
+            return 0.0
+        return self.space[name].place(params[name])
 
     @property
     def protects_baseline(self) -> bool:

@@ -61,7 +61,7 @@ def _define(file: TomlFile, default_name: str) -> StudyDefinition:
         base=base,
         enqueue=enqueue,
         baseline_first=baseline_first,
-        pruning=_pruning(file, vary(Config(), base).train.epochs),
+        pruning=_pruning(file, vary(Config(), base).train.epochs, space),
         text=file.text,
         **{key: _count(file, (key,), content.get(key, usual), least) for key, (usual, least) in COUNTS.items()},
     )
@@ -191,13 +191,13 @@ def _enqueue(file: TomlFile, space: Space, base: Mapping[str, Value]) -> tuple[t
     return tuple(queued), bool(queued) and queued[0] == baseline
 
 
-def _pruning(file: TomlFile, epochs: int) -> Halving | None:
-    """[pruning]: kind = "halving" with eta or rungs and shares, keep_baseline; or kind = "none"."""
+def _pruning(file: TomlFile, epochs: int, space: Space) -> Halving | None:
+    """[pruning]: kind = "halving" with eta or rungs and shares, spread_over, keep_baseline; or kind = "none"."""
     table = file.content.get("pruning", {"kind": "none"})
     if not isinstance(table, dict):
         hint = 'write [pruning], then kind = "halving"'
         raise file.error(("pruning",), f"pruning must be a table, got {table!r}", hint)
-    _known_keys(file, ("pruning",), table, ("kind", "eta", "rungs", "shares", "keep_baseline"))
+    _known_keys(file, ("pruning",), table, ("kind", "eta", "rungs", "shares", "spread_over", "keep_baseline"))
     kind = _one_of(file, ("pruning", "kind"), table.get("kind", "halving"), ("halving", "none"))
     if kind == "none":
         for key in table.keys() - {"kind"}:
@@ -216,7 +216,10 @@ def _pruning(file: TomlFile, epochs: int) -> Halving | None:
     if rungs and rungs[-1] != epochs:
         raise file.error(path, f"the last rung must be the last epoch ({epochs}), got {rungs[-1]}", "see train.epochs")
     shares = _shares(file, rungs, table.get("shares", []), "eta" in table)
-    pruning = Halving(rungs=tuple(rungs), eta=eta, shares=shares, keep_baseline=keep)
+    spread = table.get("spread_over", "")
+    if spread != "":
+        _one_of(file, ("pruning", "spread_over"), spread, space)
+    pruning = Halving(rungs=tuple(rungs), eta=eta, shares=shares, keep_baseline=keep, spread_over=spread)
     assert rungs_of(pruning, epochs)[-1] == epochs
     return pruning
 

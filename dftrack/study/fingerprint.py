@@ -70,5 +70,5 @@ def _pruning(definition: StudyDefinition) -> str:
         return "none"
     by = f"to {', '.join(map(str, pruning.shares))}" if pruning.shares else f"by {pruning.eta}"
     rungs = ", ".join(map(str, definition.rungs[:-1]))
-    ranked = "ranked by value and gain" if definition.contest(definition.trials).rising else "ranked by value"
-    return f"halving {by} after {rungs} of {definition.epochs} epochs, {ranked}"
+    spread = f", spread over {pruning.spread_over}" if pruning.spread_over else ""
+    return f"halving {by} after {rungs} of {definition.epochs} epochs{spread}"

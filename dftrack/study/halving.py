@@ -1,15 +1,15 @@
 """Synchronous successive halving: who trains on, who is out. Pure: it looks at curves and answers.
 
-All trials train for one epoch, 40 % for two, 20 % for five, 10 % to the end: with 30 trials of 10 epochs,
-30 x 1 + 12 x 1 + 6 x 3 + 3 x 5 = 75 of 300 epochs (`studies/default.toml`). A trial pauses at each rung with its
+All trials train for one epoch, 9 of 30 for three, 5 for six, 3 to the end of ten:
+30 x 1 + 9 x 2 + 5 x 3 + 3 x 4 = 75 of 300 epochs (`studies/default.toml`). A trial pauses at each rung with its
 checkpoint and trains on from there if it is promoted: no epoch is trained twice. The outcome is that of a barrier at
 each rung, but nobody waits longer than needed: a trial that is among the best whatever the others will do goes on at
 once, and one that can no longer be is ended at once, so that no more checkpoints are kept than there are seats.
 
-At a rung trials are ranked by their value plus twice what they gained since their first epoch: those that learn slowly
-and well are behind at first. By the value alone replayed studies lost about three times as much on the curves that this
-was chosen on, and as much on others (docs/performance.md). A loss has no bound, and who begins worst gains most: it is
-ranked by the value alone.
+Early values mislead where a setting decides how fast a network learns at first and not how well in the end, as the
+learning rate does. So the seats behind the first rung can be spread over the range of one setting: it is cut into as
+many equal parts as there are seats, and a trial competes with those of its own part first. Seats of parts that nobody
+is in go to the best of the others. At later rungs all compete with all.
 
 The baseline has a seat of its own wherever there are two or more: it reaches the end and the winner is never worse than
 it on the validation split. Its seat is one of the 12, of the 6 and of the 3, so this costs no epoch (training it on as
@@ -20,11 +20,9 @@ Source: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
-
-RISING = 2.0  # how much of what a trial gained since its first epoch is added to its value, where trials are ranked
 
 Status = Literal["running", "paused", "complete", "pruned", "failed"]
 
@@ -37,6 +35,7 @@ class Halving:
     eta: int = 3  # one trial in so many of those at a rung goes on, where no `shares` are given
     shares: tuple[Fraction, ...] = ()  # of all trials, how many go on from each rung but the last; falling
     keep_baseline: bool = True  # whether the baseline has a seat of its own
+    spread_over: str = ""  # the setting over whose range the seats behind the first rung are spread; "": none
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,7 @@ class Standing:
     status: Status
     stop: int  # the epoch up to which it may train, or might have: one of the rungs
     curve: Mapping[int, float]  # epoch, from 1 -> value
+    place: float = 0.0  # where it lies in the range that seats are spread over, 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Contest:
     total: int  # trials there will be
     maximize: bool = True
     protected: frozenset[int] = frozenset()  # trials with a seat of their own wherever there are two or more
-    rising: float = RISING  # the weight of the gain; 0: the value alone decides
+    spread: bool = False  # whether the seats behind the first rung are spread over the trials' places
 
     def seats(self, rung: int) -> int:
         """How many trials go on from the rung with this index: 2/5 of 30 trials are 12; at least 1."""
@@ -97,14 +97,13 @@ def contest_of(
     *,
     maximize: bool = True,
     protected: frozenset[int] = frozenset(),
-    rising: float = RISING,
 ) -> Contest:
     """The rules for so many trials of so many epochs. None: all of them train to the end."""
     if halving is None:
-        return Contest((epochs,), (), total, maximize, protected, rising)
+        return Contest((epochs,), (), total, maximize, protected)
     rungs = rungs_of(halving, epochs)
     shares = halving.shares or tuple(Fraction(1, halving.eta**power) for power in range(1, len(rungs)))
-    return Contest(rungs, shares[: len(rungs) - 1], total, maximize, protected, rising)
+    return Contest(rungs, shares[: len(rungs) - 1], total, maximize, protected, bool(halving.spread_over))
 
 
 def cost(contest: Contest) -> int:
@@ -137,7 +136,12 @@ def plan(standings: Sequence[Standing], contest: Contest) -> Plan:
         rivals = sorted((s for s in waiting if s not in sure), key=lambda s: _rank(s, rung, contest))
         open_seats = max(0, free - reserved)
         still_unknown = unknown - (reserved - len(sure))  # the ones on their way to a seat of their own are no rivals
-        going = sure + rivals[: max(0, open_seats - still_unknown)]
+        certain = max(0, open_seats - still_unknown)
+        if contest.spread and index == 0:
+            seated = [s for s in standings if s.stop > rung or s.number in own - settled]
+            rivals = _spread(rivals, seated, seats)
+            certain = 0 if still_unknown else open_seats  # one more can throw the first of a part back among the others
+        going = sure + rivals[:certain]
         prune += [s.number for s in rivals[open_seats:]]
         promote += [(s.number, contest.rungs[index + 1]) for s in going]
         unknown = min(max(0, free), coming)
@@ -146,10 +150,25 @@ def plan(standings: Sequence[Standing], contest: Contest) -> Plan:
 
 
 def _rank(standing: Standing, rung: int, contest: Contest) -> tuple[float, int]:
-    """By what it has and what it gained, see above."""
     value = standing.curve[rung]
-    value += contest.rising * (value - standing.curve[min(standing.curve)])
     return (-value if contest.maximize else value, standing.number)
+
+
+def _spread(rivals: Sequence[Standing], seated: Sequence[Standing], parts: int) -> list[Standing]:
+    """`rivals`, best first, so that the best of each part of the range comes before all that are not; of a part that
+    one of `seated` has, there is no first.
+    """
+    taken = {_part(s, parts) for s in seated}
+    firsts: list[Standing] = []
+    others: list[Standing] = []
+    for rival in rivals:
+        (others if _part(rival, parts) in taken else firsts).append(rival)
+        taken.add(_part(rival, parts))
+    return firsts + others
+
+
+def _part(standing: Standing, parts: int) -> int:
+    return min(parts - 1, int(standing.place * parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +188,11 @@ def replay(
     seed: int | None = None,
     *,
     maximize: bool = True,
-    rising: float = RISING,
+    places: Sequence[float] = (),
 ) -> Replay:
     """Simulate the plan on recorded curves: one value per epoch, all of the same length.
+
+    places: of the trials, in the order of their curves; needed where the plan spreads its seats.
 
     seed: None takes the curves in their order, the first one being the baseline; a seed draws as many of them with
     replacement, in random order (a bootstrap: how the plan does on another sample of trials), without a protected one.
@@ -180,19 +201,21 @@ def replay(
     assert all(len(curve) == length for curve in curves), "curves of different lengths cannot be compared"
     order = list(range(len(curves))) if seed is None else random.Random(seed).choices(range(len(curves)), k=len(curves))
     protected = frozenset({0} if seed is None and halving.keep_baseline else ())
-    contest = contest_of(halving, length, len(order), maximize=maximize, protected=protected, rising=rising)
+    assert places or not halving.spread_over, "a plan that spreads its seats has to know the places"
+    contest = contest_of(halving, length, len(order), maximize=maximize, protected=protected)
     standings: dict[int, Standing] = {}
 
     def train(number: int, stop: int) -> None:
         curve = {epoch: curves[order[number]][epoch - 1] for epoch in range(1, stop + 1)}
-        standings[number] = Standing(number, "complete" if stop == length else "paused", stop, curve)
+        place = places[order[number]] if places else 0.0
+        standings[number] = Standing(number, "complete" if stop == length else "paused", stop, curve, place)
 
     for number in range(len(order)):
         train(number, contest.rungs[0])
     while (step := plan(list(standings.values()), contest)).promote or step.prune:
         for number in step.prune:
             out = standings[number]
-            standings[number] = Standing(number, "pruned", out.stop, out.curve)
+            standings[number] = replace(out, status="pruned")
         for number, stop in step.promote:
             train(number, stop)
     ended = [s for s in standings.values() if s.status == "complete"]

@@ -228,7 +228,7 @@ class Queue:
             total=len(records) if self._exhausted else max(self._total, len(records)),
             protected=frozenset(record.number for record in records if record.params == baseline),
         )
-        step = plan([record.standing(rungs) for record in records], contest)
+        step = plan([r.standing(rungs, self._definition.place(r.params)) for r in records], contest)
         by_number = {record.number: record for record in records}
         if step.prune:
             self._reader.touch(step.prune)

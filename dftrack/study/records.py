@@ -67,10 +67,10 @@ class Record:
     def is_ended(self) -> bool:
         return self.status in ("complete", "pruned", "failed")
 
-    def standing(self, rungs: Sequence[int]) -> Standing:
-        """As successive halving sees it."""
+    def standing(self, rungs: Sequence[int], place: float = 0.0) -> Standing:
+        """As successive halving sees it; `place` is that of its parameters, see `StudyDefinition.place`."""
         stop = rungs[-1] if self.status == "complete" else rungs[0]
-        return Standing(self.number, self.status, self.claim.stop if self.claim else stop, self.curve)
+        return Standing(self.number, self.status, self.claim.stop if self.claim else stop, self.curve, place)
 
 
 class Reader:

@@ -232,9 +232,11 @@ def _searched(summary: StudySummary) -> list[Block]:
     rows = [(name, str(dimension), str(baseline[name])) for name, dimension in definition.space.items()]
     contest = definition.contest(summary.trials)
     steps = [f"{share} after epoch {rung}" for rung, share in zip(contest.rungs, contest.shares, strict=False)]
-    ranked = "what they have and what they gained" if contest.rising else "their value"
-    goes_on = f"of all trials {', '.join(steps)} go on, by {ranked}"
-    pruning = goes_on if steps else "none: every trial is trained to the end"
+    pruning = "none: every trial is trained to the end"
+    if steps:
+        pruning = f"of all trials {', '.join(steps)} go on, the best by their value"
+        if definition.pruning and definition.pruning.spread_over:
+            pruning += f", those after epoch {contest.rungs[0]} spread over {definition.pruning.spread_over}"
     words = (
         f"{definition.direction.capitalize()} {definition.metric} after {definition.epochs} epochs. "
         f"Sampler: {definition.sampler}, seed {definition.seed}. Pruning: {pruning}. Data: {summary.data_digest}."

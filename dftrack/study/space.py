@@ -35,6 +35,10 @@ class Float:
     def ends(self) -> tuple[float, ...]:
         return (self.low, self.high)
 
+    def place(self, value: Value) -> float:
+        """Where a value lies between the ends, 0 to 1."""
+        return _place(self, value)
+
     def contains(self, value: Value) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
@@ -62,6 +66,10 @@ class Int:
     def ends(self) -> tuple[int, ...]:
         return (self.low, self.high)
 
+    def place(self, value: Value) -> float:
+        """Where a value lies between the ends, 0 to 1."""
+        return _place(self, value)
+
     def contains(self, value: Value) -> bool:
         return type(value) is int and value in range(self.low, self.high + 1, self.step)
 
@@ -80,6 +88,10 @@ class Choice:
 
     def ends(self) -> tuple[Value, ...]:
         return self.options
+
+    def place(self, value: Value) -> float:
+        """Where a value stands in the list, 0 to 1."""
+        return self.options.index(value) / len(self.options)
 
     def contains(self, value: Value) -> bool:
         return value in self.options
@@ -101,6 +113,14 @@ def points(space: Space) -> Iterator[Params]:
     assert None not in axes, "an endless space cannot be listed"
     for values in itertools.product(*(axis for axis in axes if axis is not None)):
         yield dict(zip(space, values, strict=True))
+
+
+def _place(range_: Float | Int, value: Value) -> float:
+    assert isinstance(value, int | float), f"{value!r} lies in no range"
+    low, high, at = float(range_.low), float(range_.high), float(value)
+    if range_.log:
+        low, high, at = math.log(low), math.log(high), math.log(at)
+    return min(1.0, max(0.0, (at - low) / (high - low))) if high > low else 0.0
 
 
 def _steps(step: float | None) -> str:
