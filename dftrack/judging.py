@@ -3,17 +3,18 @@
 import base64
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from dftrack.data.faces import Face, FaceFinder, cut_face
 from dftrack.data.pictures import PictureError, decode, encode_png
-from dftrack.errors import DataError, SettingError
+from dftrack.errors import DataError, DftrackError, SettingError
 from dftrack.files import write_bytes
 from dftrack.learning import figures
 from dftrack.learning.detector import Detector, Verdict
-from dftrack.learning.explain import gradcam_row
+from dftrack.learning.explain import ExplanationError, gradcam_row
 from dftrack.learning.figures import PanelRow
 from dftrack.resolving import resolve_model
 from dftrack.tracking import open_tracker
@@ -98,34 +99,42 @@ class Panels:
         self._names: set[str] = set()
 
     def add(self, judged: Judged) -> Path | None:
-        """Explain one verdict; returns where it can be seen: None for an unreadable picture, or one too many.
+        """Explain one verdict; returns the file written for it.
 
+        None for an unreadable picture, and for one that waits for the panel of all or is one too many for it.
         Raises DftrackError if this one cannot be explained or written; the next one may.
         """
         verdict, name = judged.verdict, Path(judged.verdict.name).name
         if verdict.score is None or (self._together and len(self._kept) == PANEL_ROWS):
             return None
         detector = self._detector
-        row = gradcam_row(
-            detector.model,
-            decode(judged.source, detector.image_size),
-            name=name,
-            score=verdict.score,
-            threshold=detector.threshold,
-        )
-        if self._together:
-            self._kept.append(row)
-            return self._target
-        place = self._target / self._name(name)
-        write_bytes(place, figures.gradcam_panel([row]))
-        return place
+        with _explaining():
+            row = gradcam_row(
+                detector.model,
+                decode(judged.source, detector.image_size),
+                name=name,
+                score=verdict.score,
+                threshold=detector.threshold,
+            )
+            if self._together:
+                self._kept.append(row)
+                return None
+            place = self._target / self._name(name)
+            write_bytes(place, figures.gradcam_panel([row]))
+            return place
 
-    def finish(self) -> None:
-        """Write the panel of all. Raises DataError if there was no readable picture."""
-        if self._together:
-            if not self._kept:
-                raise DataError("there is no readable picture to explain")
+    def finish(self) -> Path | None:
+        """Write the panel of all, and return where; None if each picture has a file of its own.
+
+        Raises DftrackError if there was no readable picture, or it cannot be drawn or written.
+        """
+        if not self._together:
+            return None
+        if not self._kept:
+            raise DataError("there is no readable picture to explain")
+        with _explaining():
             write_bytes(self._target, figures.gradcam_panel(self._kept))
+        return self._target
 
     def _name(self, name: str) -> str:
         """A file name of its own for each picture, also where folders hold files of the same name."""
@@ -137,3 +146,14 @@ class Panels:
             chosen = f"{name}-{number}.png"
         self._names.add(chosen)
         return chosen
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Whatever a picture does to the libraries that explain and draw it, the scores of all others are worth more."""
+    try:
+        yield
+    except DftrackError:
+        raise
+    except Exception as error:
+        raise ExplanationError(f"it cannot be drawn: {type(error).__name__}: {error}") from error

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -149,3 +150,10 @@ def test_a_name_with_two_dollars_is_a_name_and_no_formula() -> None:
     row = PanelRow(photo=photo, heat=np.zeros((8, 8), np.float32), name=r"a$\frac$.png", label=None, score=0.5,
                    threshold=0.5, target=1)  # fmt: skip
     assert figures.gradcam_panel([row]).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name, shown", [("caf\udce9.jpg", r"caf\udce9.jpg"), ("\u7167\u7247.jpg", "\u7167\u7247.jpg")])
+def test_a_name_that_no_font_can_write_is_no_error_and_no_warning(name: str, shown: str, said: list[str]) -> None:
+    size(figures.gradcam_panel([replace(row(1), name=name)], name))
+    assert shown in said, f"the title is not shown as {shown!r}: {said}"
+    assert any(text.startswith(shown + "\n") for text in said), f"the picture's heading lacks {shown!r}: {said}"

@@ -19,6 +19,7 @@ from dftrack.config import Config, ModelConfig, flatten, vary
 from dftrack.data.faces import FaceFinder
 from dftrack.data.named import find_pictures
 from dftrack.errors import DataError, DetectorError
+from dftrack.learning import figures
 from dftrack.learning.detector import Detector, Verdict
 from dftrack.learning.model import build_model
 from dftrack.render_verdicts import COLUMNS, rows_to
@@ -196,6 +197,52 @@ def test_a_map_that_cannot_be_written_is_told_in_its_row_and_all_others_are_ther
     maps = [row.get("heat_map") for row in told["pictures"]]
     assert len({*maps}) == 4 and all(Path(place).is_file() for place in maps if place)
     assert [row["reason"][:27] for row in told["pictures"]] == ["", "", "no heat map: cannot write " + str(why)[:1], ""]
+
+
+def test_a_map_that_cannot_be_drawn_is_told_in_its_row_and_all_others_are_there(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = figures.gradcam_panel
+
+    def stumble(rows: list[figures.PanelRow]) -> bytes:
+        if rows[0].name == "001.jpg":
+            raise TypeError("no letters")
+        return draw(rows)
+
+    monkeypatch.setattr(figures, "gradcam_panel", stumble)
+    make_pictures(tmp_path / "a", 3)
+    said = dftrack("predict", tmp_path / "a", "--store", store, "--json", "--gradcam", tmp_path / "why")
+    refused(said, 4, "1 heat maps could not be made")
+    told = json.loads(said.out)
+    assert told["complete"] and ["heat_map" in row for row in told["pictures"]] == [True, False, True]
+    assert told["pictures"][1]["reason"] == "no heat map: it cannot be drawn: TypeError: no letters"
+
+
+def test_a_picture_whose_name_is_no_utf_8_gets_its_map(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path
+) -> None:
+    [path] = make_pictures(tmp_path / "a", 1)
+    odd = path.rename(tmp_path / "a" / os.fsdecode(b"caf\xe9.jpg"))
+    said = dftrack("predict", odd, "--store", store, "--json", "--gradcam", tmp_path / "why")
+    assert said.code == 0, said.err
+    [row] = json.loads(said.out)["pictures"]
+    assert Path(row["heat_map"]).read_bytes().startswith(b"\x89PNG")
+    assert dftrack("predict", odd, "--store", store, "--gradcam", tmp_path / "all.png").code == 0
+
+
+def test_json_names_the_panel_of_all_only_if_it_was_written(
+    dftrack: Terminal, released: Detector, store: Path, tmp_path: Path
+) -> None:
+    make_pictures(tmp_path / "a", 2)
+    said = dftrack("predict", tmp_path / "a", "--store", store, "--json", "--gradcam", tmp_path / "all.png")
+    assert said.code == 0 and json.loads(said.out)["heat_map"] == str(tmp_path / "all.png")
+    (tmp_path / "file").touch()
+    unwritten = tmp_path / "file" / "all.png"
+    said = dftrack("predict", tmp_path / "a", "--store", store, "--json", "--gradcam", unwritten)
+    refused(said, 4, "cannot make the folder")
+    told = json.loads(said.out)
+    assert told["complete"] and len(told["pictures"]) == 2
+    assert "heat_map" not in said.out, "a heat map is named that was never written"
 
 
 def test_rows_are_one_object_also_if_the_network_fails_in_between(

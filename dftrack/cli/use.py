@@ -94,13 +94,19 @@ def predict(
             rows.finish({**about, "complete": False, "images_per_second": screen.images_per_second})
             raise
         speed = screen.images_per_second
-    rows.finish({**about, "complete": True, "images_per_second": speed})
+    undrawn: DftrackError | None = None
+    try:
+        panel = panels.finish() if panels else None
+    except DftrackError as error:
+        panel, undrawn = None, error
+    drawn = {"heat_map": str(panel)} if panel else {}
+    rows.finish({**about, **drawn, "complete": True, "images_per_second": speed})
     told = ", ".join(f"{count:,} {word}" for word, count in found.items())
     render.say(f"{described}, fake from {detector.threshold:g} on: {told} ({speed:.1f} images/s)")
     if detector.temperature is None:
         render.say("this model was not calibrated: P(fake) orders pictures, but is no probability")
-    if panels:
-        panels.finish()
+    if undrawn:
+        raise undrawn
     if without_map:
         raise StoreError(f"{without_map:,} heat maps could not be made", "their rows say why; all scores count")
     if bad := found["unreadable"]:

@@ -5,6 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; every line a
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -267,6 +268,11 @@ def _short(name: str, most: int = 56) -> str:
     return name if len(name) <= most else "..." + name[3 - most :]
 
 
+def _drawable_text(text: str) -> str:
+    """Matplotlib's fonts take no lone surrogates, as which Python keeps bytes of a file name that are no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
     """Title, names of both axes, and a faint grid."""
     axes.set_title(title, fontsize=12)
@@ -283,15 +289,18 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 1) -> None:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file."""
+    """The figure as a PNG file. A name that is no UTF-8 is shown with its odd bytes spelled out."""
     numbers = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
     for text in figure.findobj(Text):
         if text not in numbers:
             text.set_parse_math(False)  # a name may hold two dollars, and is no formula
+            text.set_text(_drawable_text(text.get_text()))
     figure.set_dpi(DPI)
     canvas = FigureCanvasAgg(figure)  # becomes the figure's canvas: no backend is chosen, none is needed
-    # drawn once: `savefig` draws, and finds the layout, twice
-    canvas.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for such a letter
+        # drawn once: `savefig` draws, and finds the layout, twice
+        canvas.draw()  # type: ignore[no-untyped-call]
     target = io.BytesIO()
     imsave(target, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI)  # type: ignore[no-untyped-call]
     return target.getvalue()
