@@ -29,6 +29,7 @@ class Page:
 
     url: str  # like http://127.0.0.1:5000
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)  # None: a server that runs already
+    _log: Path | None = field(default=None, repr=False)  # what our server says
 
     @property
     def process_group(self) -> int | None:
@@ -38,6 +39,14 @@ class Page:
     def run_url(self, experiment: str, run_id: str) -> str:
         """The address of one run; `experiment` is its experiment's id."""
         return f"{self.url}/#/experiments/{experiment}/runs/{run_id}"
+
+    def alive(self) -> bool:
+        """Does our server run? True of a server that is not ours: its end is not for us to see."""
+        return self._process is None or self._process.poll() is None
+
+    def last_words(self) -> str:
+        """The end of what our server said."""
+        return _last_words(self._log) if self._log else ""
 
     def wait(self) -> None:
         """Return when the server has ended; at once if it is not ours."""
@@ -58,24 +67,20 @@ def serve_ui(store: Path, host: str = "127.0.0.1", port: int | None = None) -> I
         yield Page(uri.rstrip("/"))
         return
     connect(place.folder)  # makes it if missing, and says clearly what is wrong with it
-    chosen = _choose_port(host, USUAL_PORT if port is None else port)
     descriptor, name = tempfile.mkstemp(prefix="dftrack-ui-", suffix=".log")
+    os.close(descriptor)
     log = Path(name)
-    with os.fdopen(descriptor, "wb") as output:
-        process = subprocess.Popen(
-            _command(place, host, chosen),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # its own process group, so that all of it can be ended
-            env=_environment(uri),
-        )
     try:
-        page = Page(f"http://{_shown(host)}:{chosen}", process)
-        _await(page.url, process, log)
-        yield page
+        for chosen in _free_ports(host, USUAL_PORT if port is None else port):
+            process = _start(_command(place, host, chosen), _environment(uri), log)
+            try:
+                page = Page(f"http://{_shown(host)}:{chosen}", process, log)
+                if _await(page, process, host, chosen):
+                    yield page
+                    return
+            finally:
+                _end(process)
     finally:
-        _end(process)
         log.unlink(missing_ok=True)
 
 
@@ -108,38 +113,81 @@ def _environment(uri: str) -> dict[str, str]:
     }
 
 
-def _choose_port(host: str, first: int) -> int:
-    """The first free port from `first` on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    reason = ""
+def _start(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with open(log, "wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # its own process group, so that all of it can be ended
+            env=environment,
+        )
+
+
+def _free_ports(host: str, first: int) -> Iterator[int]:
+    """The free ports from `first` on, each looked at when it is asked for. Raises StoreError when there are no more."""
+    reason = "others took each of them first"
     for port in range(first, first + PORTS_TRIED):
-        with socket.socket(family, socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                trial.bind((host, port))
-            except OverflowError as error:
-                raise StoreError(f"there is no port {port}", "ports go from 1 to 65535") from error
-            except OSError as error:
-                reason = error.strerror or str(error)
-            else:
-                return port
+        taken = _why_taken(host, port)
+        if taken is None:
+            yield port
+        reason = taken or reason
     raise StoreError(
         f"cannot serve on {host}, ports {first} to {first + PORTS_TRIED - 1}: {reason}", "name another with --port"
     )
 
 
-def _await(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the server answers. Raises StoreError with its last words if it ends or stays silent."""
+def _why_taken(host: str, port: int) -> str | None:
+    """Why nobody can listen there now; None if the port is free. Raises StoreError if there is no such port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OverflowError as error:
+            raise StoreError(f"there is no port {port}", "ports go from 1 to 65535") from error
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
+def _await(page: Page, process: subprocess.Popen[bytes], host: str, port: int) -> bool:
+    """Return when the server answers: True. False: somebody else was faster and has the port now.
+
+    The server listens only seconds after its port was found free. Raises StoreError with its last words if it ends or
+    stays silent.
+    """
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(url + "/health", timeout=5) as answer:
+    while time.monotonic() < deadline and page.alive():
+        with suppress(OSError), urllib.request.urlopen(page.url + "/health", timeout=5) as answer:
             if answer.status == 200:
-                return
+                return _listens(process, port)
         time.sleep(0.1)
-    said = scrub(" | ".join(log.read_text(errors="replace").strip().splitlines()[-3:]))
     ended = process.poll()
+    if ended is not None and _why_taken(host, port):
+        return False
     fate = f"was silent for {START_SECONDS:.0f} s" if ended is None else f"ended with {ended}"
-    raise StoreError(f"the MLflow page {fate}: {said or 'it said nothing'}")
+    raise StoreError(f"the MLflow page {fate}: {page.last_words()}")
+
+
+def _listens(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Is it this process, or a child of it, that listens on the port?"""
+    import psutil
+
+    with suppress(psutil.Error):  # it has just ended
+        first = psutil.Process(process.pid)
+        for member in (first, *first.children(recursive=True)):
+            with suppress(psutil.Error):
+                open_ones = member.net_connections("tcp")
+                if any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in open_ones):
+                    return True
+    return False
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return scrub(" | ".join(lines[-3:])) or "it said nothing"
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -4,20 +4,24 @@ import os
 import re
 import shutil
 import socket
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from browser import chromium, loaded_pictures, open_browser, save_screenshot
 from PIL import Image
 
+from dftrack import page
 from dftrack.errors import StoreError
 from dftrack.tracking import Page, Run, open_tracker, serve_ui
+from tests.test_cli import Terminal, refused
 
 SHOTS = os.environ.get("SCREENSHOTS")  # a folder that keeps the screenshots
 
@@ -159,8 +163,71 @@ def test_a_port_that_does_not_exist_is_said(store: Path) -> None:
         pass
 
 
+STAND_IN = """
+import http.server, sys, time
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *words):
+        pass
+try:
+    server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health)
+except OSError as error:
+    time.sleep(float(sys.argv[2]))
+    sys.exit(f"stand-in: {error}")
+print("stand-in: ready", flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Servers that start in a moment instead of MLflow's; one that finds its port taken ends after so many seconds."""
+
+    def use(patience: float) -> None:
+        monkeypatch.setattr(
+            page, "_command", lambda store, host, port: [sys.executable, "-c", STAND_IN, str(port), str(patience)]
+        )
+
+    return use
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.0], ids=["ours still tries", "ours has given up"])
+def test_a_port_that_another_took_first_is_left_to_it(
+    store: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[[float], None], patience: float
+) -> None:
+    stand_in(patience)
+    with serve_ui(store, port=5300) as other:
+        theirs = int(other.url.rpartition(":")[2])
+        looked = page._why_taken
+        free = [None]  # what the first look at their port says, as before they had it
+        monkeypatch.setattr(
+            page, "_why_taken", lambda host, port: free.pop() if port == theirs and free else looked(host, port)
+        )
+        with serve_ui(store, port=theirs) as ours:
+            assert not free and ours.url != other.url, "the runs of another store would be shown as our own"
+            assert status_for(f"{ours.url}/health", "127.0.0.1") == 200
+            assert ours.process_group != other.process_group and other.alive()
+
+
+def test_a_server_that_dies_ends_the_command_with_its_last_words(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stand_in: Callable[[float], None]
+) -> None:
+    stand_in(0.0)
+
+    def die(url: str) -> bool:
+        [member] = [child for child in psutil.Process().children() if STAND_IN in child.cmdline()]
+        member.kill()
+        return True
+
+    monkeypatch.setattr("webbrowser.open", die)
+    said = Terminal(capsys, monkeypatch)("ui", "--store", store, "--open")
+    refused(said, 4, "the MLflow page has ended: stand-in: ready")
+
+
 def test_a_server_named_by_the_environment_is_shown_as_it_is(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example:5000/")
     with serve_ui(store) as ui:
-        assert (ui.url, ui.process_group) == ("http://mlflow.example:5000", None)
+        assert (ui.url, ui.process_group, ui.alive()) == ("http://mlflow.example:5000", None, True)
         ui.wait()

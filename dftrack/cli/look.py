@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dftrack.cli.options import STORE, Json, Store
-from dftrack.errors import SettingError
+from dftrack.errors import SettingError, StoreError
 
 app = typer.Typer()
 Kind = Literal["baseline", "trial", "final", "study", "rerun", "evaluation"]
@@ -72,8 +72,8 @@ def runs(
 
 
 @app.command(
-    epilog="Example: dftrack ui --kind baseline --open  ·  Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 option, 4 store "
-    "or no free port."
+    epilog="Example: dftrack ui --kind baseline --open  ·  Exit codes: 0 ended by Ctrl-C or SIGTERM, 2 option, 4 "
+    "store, no free port, or the server died."
 )
 def ui(
     port: Annotated[int | None, typer.Option(help="Port [the first free one from 5000 on].")] = None,
@@ -104,6 +104,8 @@ def ui(
         if browser and not webbrowser.open(runs_url):
             render.say("no browser could be opened: open the address yourself")
         while stop.exit_code is None:
+            if not page.alive():
+                raise StoreError(f"the MLflow page has ended: {page.last_words()}", "run the command again")
             time.sleep(0.2)
 
 
