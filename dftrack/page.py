@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dftrack.errors import StoreError
 from dftrack.redaction import scrub
-from dftrack.store import Store, connect, tracking_uri
+from dftrack.store import Store, connect, public_address, tracking_uri
 
 START_SECONDS = 120.0  # it needs 5 to 12 s on two cores; more on a busy machine
 USUAL_PORT = 5000
@@ -64,7 +64,7 @@ def serve_ui(store: Path, host: str = "127.0.0.1", port: int | None = None) -> I
     place = Store.at(store)
     uri = tracking_uri(place)
     if uri.startswith("http"):
-        yield Page(uri.rstrip("/"))
+        yield Page(public_address(uri))
         return
     connect(place.folder)  # makes it if missing, and says clearly what is wrong with it
     descriptor, name = tempfile.mkstemp(prefix="dftrack-ui-", suffix=".log")

@@ -3,6 +3,7 @@
 Together with `tracking` and `page` this is the one door to MLflow.
 """
 
+import http.client
 import logging
 import os
 import re
@@ -105,7 +106,10 @@ def tracking_uri(store: Store) -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not uri:
         return store.uri
-    scheme = urlsplit(uri).scheme.partition("+")[0]
+    try:
+        scheme = urlsplit(uri).scheme.partition("+")[0]
+    except ValueError as error:  # brackets that do not close
+        raise StoreError(f"MLFLOW_TRACKING_URI is {scrub(uri)!r}, which is no address: {error}") from error
     if scheme in ("http", "https", "sqlite"):
         return uri
     if scheme in ("postgresql", "postgres"):  # MLflow alone would look for psycopg2, which we do not bring
@@ -115,6 +119,12 @@ def tracking_uri(store: Store) -> str:
         f"MLFLOW_TRACKING_URI is {scrub(uri)!r}, which is not served",
         "use http(s)://..., postgresql://... or sqlite:////absolute/path.db, or unset it for a local store",
     )
+
+
+def public_address(uri: str) -> str:
+    """A server's address without user and password: to show, and to ask where they are not needed."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def prepare_store(folder: Path) -> None:
@@ -311,11 +321,14 @@ def _raw(database: Path) -> sqlite3.Connection:
 
 
 def _reach_server(uri: str) -> None:
-    """Raise StoreError unless something answers at `uri`; later calls may be patient, the first one must not be."""
-    reason = ""
+    """Raise StoreError unless something answers at `uri`; later calls may be patient, the first one must not be.
+
+    Whoever needs user and password answers without them, too: that they are missing.
+    """
+    reason, address = "", public_address(uri) + "/health"
     for attempt in range(FIRST_TRIES):
         try:
-            with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=FIRST_ANSWER_SECONDS):
+            with urllib.request.urlopen(address, timeout=FIRST_ANSWER_SECONDS):
                 return
         except urllib.error.HTTPError as error:
             if error.code < 500:
@@ -323,6 +336,8 @@ def _reach_server(uri: str) -> None:
             reason = f"HTTP {error.code}"
         except (OSError, ValueError) as error:
             reason = str(getattr(error, "reason", error))
+        except http.client.HTTPException as error:
+            reason = type(error).__name__  # its words may repeat the address, password and all
         time.sleep(min(1.0, attempt + 0.2))
     raise StoreError(
         f"the MLflow server {scrub(uri)} does not answer: {reason}",

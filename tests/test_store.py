@@ -1,6 +1,8 @@
 """The store survives what happens to folders, files, processes and servers; or says clearly what is wrong."""
 
+import base64
 import contextlib
+import http.server
 import multiprocessing
 import os
 import random
@@ -25,7 +27,7 @@ import dftrack.files
 import dftrack.store
 from dftrack.errors import StoreError
 from dftrack.store import Store, check_database, connect, experiment_id, prepare_store, tracking_uri
-from dftrack.tracking import open_tracker
+from dftrack.tracking import open_tracker, serve_ui
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -289,6 +291,48 @@ def test_a_server_that_is_silent_is_said_within_a_bounded_time(tmp_path: Path, m
         with pytest.raises(StoreError, match="does not answer: timed out"):
             open_tracker(tmp_path)
     assert time.monotonic() - began < 10
+
+
+class Guarded(http.server.BaseHTTPRequestHandler):
+    """Stands in for an MLflow server that asks for user and password, and holds no experiment."""
+
+    def do_GET(self) -> None:
+        allowed = self.headers.get("Authorization") == f"Basic {base64.b64encode(b'me:hunter22').decode()}"
+        self.send_response(200 if allowed else 401)
+        self.end_headers()
+        self.wfile.write(b"{}" if allowed else b"who are you?")
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_user_and_password_in_the_address_of_a_server_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter22@{address}/")
+        assert connect(tmp_path).serves_artifacts
+        with serve_ui(tmp_path) as page:
+            assert page.url == f"http://{address}", "the password is shown"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:wrong-one@{address}")
+        with pytest.raises(StoreError, match="401") as caught:
+            connect(tmp_path)
+        server.shutdown()
+    assert "wrong-one" not in caught.value.message
+
+
+@pytest.mark.parametrize("uri", ["http://me:hunter22@127.0.0.1:1", "http://me:hunter22@[::1", "http://me:hunt/er22@h"])
+def test_no_password_is_said_of_a_server_that_cannot_be_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.setattr("dftrack.store.FIRST_TRIES", 1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(StoreError) as caught:
+        connect(tmp_path)
+    assert "er22" not in caught.value.message + caught.value.hint
 
 
 def test_a_postgresql_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
