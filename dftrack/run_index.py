@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from dftrack.errors import StoreError
 
@@ -55,13 +55,22 @@ def database_of(store: Path) -> Path | None:
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     path = store.expanduser() / "mlflow.db"
     if uri:
-        parts = urlsplit(uri)
-        if parts.scheme.partition("+")[0] != "sqlite" or parts.query:
+        named = sqlite_file(uri)
+        if named is None or "?" in uri:
             return None
-        path = Path(unquote(parts.path).removeprefix("/"))  # three slashes: relative, four: absolute
+        path = named
     if not path.is_file() or path.stat().st_size == 0:
         raise StoreError(f"there is no {path}, so no run yet", "train one first: dftrack baseline")
     return path.resolve()
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file that sqlite:///relative.db or sqlite:////absolute.db names; None if the URI names none."""
+    scheme, _, place = uri.partition("://")
+    path = unquote(place.partition("?")[0]).removeprefix("/")
+    if scheme.partition("+")[0] != "sqlite" or path in ("", ":memory:") or path.startswith("file:"):
+        return None
+    return Path(path)
 
 
 @contextmanager

@@ -311,3 +311,7 @@ def test_a_mistyped_store_is_refused_not_made_by_commands_that_use_one(
     refused(dftrack(*words, "--store", tmp_path), 4, "holds no mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///nowhere")
     refused(dftrack(*words, "--store", tmp_path / "typo"), 4, "MLFLOW_TRACKING_URI")
+    for ending in ("", "?timeout=9"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'typo.db'}{ending}")
+        refused(dftrack(*words, "--store", tmp_path), 4, f"there is no {tmp_path / 'typo.db'}", "MLFLOW_TRACKING_URI")
+    assert list(tmp_path.iterdir()) == [], "a command that uses what is recorded made something"

@@ -53,9 +53,18 @@ def pairs(
 def existing(store: Path) -> Path:
     """`store`, for a command that uses what is recorded: a mistyped one is refused, not made anew.
 
-    Raises StoreError. Where MLFLOW_TRACKING_URI names the store, the folder may be missing.
+    Raises StoreError. Where MLFLOW_TRACKING_URI names the store, the folder may be missing, but not a file it names.
     """
-    if not os.environ.get("MLFLOW_TRACKING_URI", "").strip() and not (store / "mlflow.db").exists():
+    from dftrack.run_index import sqlite_file
+
+    if uri := os.environ.get("MLFLOW_TRACKING_URI", "").strip():
+        database = sqlite_file(uri)
+        if database is not None and not database.exists():
+            raise StoreError(
+                f"there is no {database.absolute()}, which MLFLOW_TRACKING_URI names",
+                "correct it, or unset it for a local store (four slashes begin an absolute path)",
+            )
+    elif not (store / "mlflow.db").exists():
         raise StoreError(
             f"there is no store at {store}" + (": the folder holds no mlflow.db" if store.is_dir() else ""),
             "name it with --store; dftrack baseline makes one",
