@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,10 @@ def test_a_wrong_line_of_a_manifest_is_refused(row: str, words: str, tmp_path: P
 def test_a_manifest_without_rows_columns_or_letters_is_refused(tmp_path: Path) -> None:
     assert "names no pictures" in refused(lambda: read_folder(manifest(tmp_path / "a"))).message
     assert "'split'" in refused(lambda: read_folder(manifest(tmp_path / "b", header="path,label"))).message
+    for column in ("path", "label", "split", "group", "mask"):
+        header = f"path,label,split,group,mask, {column.title()}"
+        twice = manifest(tmp_path / "twice", "a.jpg,real,train,ann,,b", header=header)
+        assert f"the column {column!r} twice" in refused(partial(read_folder, twice)).message
     (tmp_path / "c.csv").write_bytes(b"path,label,split\n\xff\xfe\x00,real,train\n")
     assert "UTF-8" in refused(lambda: read_folder(tmp_path / "c.csv")).message
 

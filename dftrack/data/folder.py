@@ -13,6 +13,13 @@ from dftrack.errors import DataError
 REAL, FAKE = 0, 1  # labels everywhere: fake is the positive class, whatever order the names sort in
 USUAL_SIZE = 224  # pixels, side of the square, unless a source knows better
 MANIFEST = "manifest.csv"
+COLUMNS = (
+    "path",
+    "label",
+    "split",
+    "group",
+    "mask",
+)  # of a manifest; the last two are optional, others are passed over
 TRAIN_SHARE, VAL_SHARE = 0.70, 0.15  # of the groups, where the split is made here; the rest is "test"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 FOREIGN_SUFFIXES = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2"})  # listed, to refuse by name
@@ -132,12 +139,15 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with open(path, encoding="utf-8-sig", newline="") as handle:
             reader = csv.reader(handle, strict=True)
             header = [cell.strip().casefold() for cell in next(reader, [])]
-            missing = [column for column in ("path", "label", "split") if column not in header]
+            missing = [column for column in COLUMNS[:3] if column not in header]
             if missing:
                 raise DataError(
                     f"{path} has no column {missing[0]!r}: its first line is {','.join(header)[:80]!r}",
                     "its first line must be path,label,split, with group and mask where there are any",
                 )
+            for column in COLUMNS:
+                if header.count(column) > 1:
+                    raise DataError(f"{path} has the column {column!r} twice", "leave one of them in its first line")
             for row in reader:
                 if any(cell.strip() for cell in row):
                     if len(row) != len(header):
