@@ -1,6 +1,7 @@
 """A saved detector judges as the network did, and nothing that was changed on the way is ever used."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -279,6 +280,17 @@ def test_a_network_that_is_not_finite_is_not_saved_and_never_scores(tmp_path: Pa
     assert not (tmp_path / "detector" / CARD).exists()
     with pytest.raises(DetectorError, match="no finite score for 2 pictures"):
         broken.score(pictures(2))
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_the_weights_can_be_read_by_whoever_can_read_other_files(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        make_detector().save(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in (WEIGHTS, CARD)}
+    assert modes == {WEIGHTS: mode, CARD: mode}, "a colleague could not load the model"
 
 
 def test_a_kill_between_the_two_files_leaves_no_mixture_of_two_detectors(

@@ -138,8 +138,11 @@ class Detector:
             (folder / CARD).unlink()
             sync_folder(folder)
         with write_aside(folder / WEIGHTS) as aside:
+            aside.touch()
+            mode = aside.stat().st_mode  # what other files get; safetensors gives its own to the owner alone
             try:
                 safetensors.torch.save_file(state, aside)
+                aside.chmod(mode)
             except safetensors.SafetensorError as error:  # a full disk comes as this
                 raise StoreError(f"cannot write {folder / WEIGHTS}: {error}", "is there space?") from error
             weights = sha256(aside)
