@@ -315,3 +315,22 @@ def test_a_mistyped_store_is_refused_not_made_by_commands_that_use_one(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'typo.db'}{ending}")
         refused(dftrack(*words, "--store", tmp_path), 4, f"there is no {tmp_path / 'typo.db'}", "MLFLOW_TRACKING_URI")
     assert list(tmp_path.iterdir()) == [], "a command that uses what is recorded made something"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "a.jpg", "--run", ""), "the word after --run is empty"),
+        (("predict", "a.jpg", "--model", ""), "the word after --model is empty"),
+        (("predict", "a.jpg", "--model="), "--model is empty"),
+        (("predict", "a.jpg", "--gradcam", ""), "the word after --gradcam is empty"),
+        (("predict", ""), "the word after predict is empty"),
+        (("export", ""), "the word after export is empty"),
+        (("runs", "--store="), "--store is empty"),
+        (("",), "the word is empty"),
+    ],
+)
+def test_an_empty_value_is_refused_not_taken_for_the_default(
+    dftrack: Terminal, words: tuple[object, ...], said: str
+) -> None:
+    refused(dftrack(*words), 2, said)

@@ -4,11 +4,12 @@ Each file holds the commands of one task; here they are joined, and errors becom
 """
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
 from dftrack.cli import data, judge, look, release, search, train, use
-from dftrack.errors import EXIT_INTERRUPTED, DftrackError, Interrupted
+from dftrack.errors import EXIT_INTERRUPTED, DftrackError, Interrupted, SettingError
 
 app = typer.Typer(
     name="dftrack",
@@ -30,6 +31,7 @@ app.add_typer(search.study_app, name="study")
 def main() -> None:
     """Run the command line; the exit code says what happened (see `dftrack --help`)."""
     try:
+        _refuse_empty(sys.argv[1:])
         app()
     except DftrackError as error:
         _exit(error, error.exit_code)
@@ -37,6 +39,17 @@ def main() -> None:
         _exit(stopped, stopped.exit_code)
     except KeyboardInterrupt as stopped:
         _exit(stopped, EXIT_INTERRUPTED)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raise SettingError for an empty word, as an unset "$RUN" is: it would mean the default, or this folder."""
+    for before, word in zip(("", *words), words, strict=False):
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value:
+            raise SettingError(f"{option} is empty", "give it a value, or leave it out")
+        if not word:
+            where = f" after {before}" if before else ""
+            raise SettingError(f"the word{where} is empty", "give it a value, or leave it out")
 
 
 def _exit(error: DftrackError | Interrupted | KeyboardInterrupt, code: int) -> None:
