@@ -39,6 +39,14 @@ def write_csv(listing: Listing) -> None:
     sys.stdout.flush()
 
 
+def write_names(names: Mapping[str, Sequence[str]]) -> None:
+    """What can be asked for, as comma-separated rows on standard output."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["kind", "name"])
+    writer.writerows((kind, name) for kind, of_kind in names.items() for name in of_kind)
+    sys.stdout.flush()
+
+
 def show_names(names: Mapping[str, Sequence[str]]) -> None:
     """What can be asked for: a line each, with what it is."""
     table = Table("is a", "name")

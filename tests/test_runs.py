@@ -226,6 +226,8 @@ def test_the_command_gives_a_table_json_and_csv(recorded: Path) -> None:
     assert float(rows[0]["test-dev/roc_auc"]) == 0.9 - 6 / 20 and len(rows[0]["run_id"]) == 32
     names = json.loads(run_dftrack("--store", recorded, "--names", "--json").stdout)
     assert "train.seed" in names["setting"] and "odd/inf" in names["metric"] and "dftrack.end" in names["tag"]
+    rows = list(csv.DictReader(io.StringIO(run_dftrack("--store", recorded, "--names", "--csv").stdout)))
+    assert rows == [{"kind": kind, "name": name} for kind, of_kind in names.items() for name in of_kind]
 
 
 def test_mistakes_have_exit_codes(recorded: Path, tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ def runs(
     if as_json:
         render.print_json(found.plain() if known is None else known)
     elif known is not None:
-        render_runs.show_names(known)
+        show = render_runs.write_names if as_csv else render_runs.show_names
+        show(known)
     elif as_csv:
         render_runs.write_csv(found)
     else:
