@@ -334,3 +334,12 @@ def test_an_empty_value_is_refused_not_taken_for_the_default(
     dftrack: Terminal, words: tuple[object, ...], said: str
 ) -> None:
     refused(dftrack(*words), 2, said)
+
+
+@pytest.mark.parametrize("words", [("predict", "nothing/*.jpg"), ("runs",), ("verify",), ("data", "check", "nowhere")])
+def test_json_of_a_command_that_fails_before_its_result_is_empty(
+    dftrack: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[object, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = dftrack(*words, "--json")
+    assert said.code in (3, 4) and said.out == "" and said.err.startswith("error:"), f"{said}: see README"
