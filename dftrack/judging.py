@@ -30,12 +30,13 @@ class Fetched(NamedTuple):
     detector: Detector
     run_id: str
     described: str  # for a person: "dftrack@champion (version 3)", "run 0a1b2c3d4e5f (baseline)"
+    caution: str  # what a person should know before trusting it; mostly empty
 
 
 def fetch_detector(store: Path, reference: str | None = None) -> Fetched:
     """The detector that `reference` means: NAME@alias, NAME/3 or a run. None: the champion, else the last baseline."""
     found = resolve_model(open_tracker(store), reference)
-    return Fetched(Detector.load(found.folder), found.run_id, found.described)
+    return Fetched(Detector.load(found.folder), found.run_id, found.described, found.caution)
 
 
 class Judged(NamedTuple):

@@ -125,6 +125,12 @@ def say(text: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
+def warn(text: str) -> None:
+    """A warning on standard error; nothing for "", where there is nothing to warn of."""
+    if text:
+        say(f"warning: {text}")
+
+
 def show_error(error: DftrackError | Interrupted | KeyboardInterrupt) -> None:
     """Two lines: what went wrong, what to do."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)

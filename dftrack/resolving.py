@@ -21,6 +21,7 @@ class Resolved(NamedTuple):
     folder: Path  # for Detector.load
     run_id: str
     described: str  # for a person: "dftrack@champion (version 3)", "run 0a1b2c3d4e5f (baseline)"
+    caution: str = ""  # what a person should know before trusting it
 
 
 def resolve_model(tracker: Tracker, reference: str | None = None) -> Resolved:
@@ -72,7 +73,9 @@ def _of_version(tracker: Tracker, version: Version, described: str) -> Resolved:
 
 def _of_run(tracker: Tracker, reference: str) -> Resolved:
     record = tracker.find_run(reference)
-    return Resolved(tracker.detector_folder(record.run_id), record.run_id, f"run {record.run_id[:12]} ({record.name})")
+    described = f"run {record.run_id[:12]} ({record.name})"
+    caution = "" if record.status == "FINISHED" else f"{described} did not finish: it is {record.status}"
+    return Resolved(tracker.detector_folder(record.run_id), record.run_id, described, caution)
 
 
 def version_problems(tracker: Tracker, version: Version) -> list[str]:

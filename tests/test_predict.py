@@ -324,6 +324,27 @@ def test_without_opencv_faces_are_refused_with_what_installs_it(
     refused(dftrack("predict", "x.jpg", "--faces", "--store", store), 1, "OpenCV", "dftrack[faces]")
 
 
+@pytest.mark.parametrize("words", [("predict", "a.jpg", "--run"), ("export", "--format", "safetensors")])
+def test_the_model_of_a_run_that_did_not_finish_is_used_with_a_warning(
+    dftrack: Terminal,
+    released: Detector,
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path, 1)[0].rename("a.jpg")
+    [run] = open_tracker(store).runs()
+    said = dftrack(*words, run.run_id, "--store", store)
+    assert said.code == 0 and "warning" not in said.err, said.err
+    open_tracker(store).close_run(run.run_id, "FAILED")
+    said = dftrack(*words, run.run_id, "--store", store)
+    warning = f"warning: run {run.run_id[:12]} (baseline) did not finish: it is FAILED"
+    assert said.code == 0 and said.err.splitlines().count(warning) == 1, said.err
+    assert "warning" not in said.out
+
+
 def test_contradicting_options_are_refused(dftrack: Terminal, store: Path) -> None:
     refused(dftrack("predict", "x.jpg", "--model", "a@b", "--run", "c", "--store", store), 2, "--model and --run")
     refused(dftrack("predict", "x.jpg", "--csv", "--json", "--store", store), 2, "--csv and --json")

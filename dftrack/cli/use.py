@@ -61,7 +61,8 @@ def predict(
         raise SettingError("--csv and --json both name the form of the rows", "give one of them")
     named = find_pictures(pictures)
     finder = FaceFinder() if faces else None
-    detector, run_id, described = fetch_detector(existing(store), model or run)
+    detector, run_id, described, caution = fetch_detector(existing(store), model or run)
+    render.warn(caution)
     panels = Panels(detector, gradcam) if gradcam is not None else None
     rows = rows_to("csv" if as_csv else "json" if as_json else "plain", faces=faces)
     found = dict.fromkeys(("fake", "real", *(["no face"] if faces else []), "unreadable"), 0)
@@ -145,7 +146,8 @@ def serve(
         from dftrack.server import make_app
         from dftrack.server import serve as serve_app
 
-        detector, run_id, described = fetch_detector(existing(store), model)
+        detector, run_id, described, caution = fetch_detector(existing(store), model)
+        render.warn(caution)
         judge = partial(judge_and_explain, detector)
         names = names_for(host, taken.getsockname()[0])
         app = make_app(detector, judge, described, limits=Limits(), names=names)
@@ -185,7 +187,8 @@ def export(
 
     if kind not in USUAL_NAMES:
         raise SettingError(f"there is no format {kind!r}", f"choose one of {', '.join(USUAL_NAMES)}")
-    detector, run_id, described = fetch_detector(existing(store), model)
+    detector, run_id, described, caution = fetch_detector(existing(store), model)
+    render.warn(caution)
     written = write(detector, kind, out)
     if as_json:
         render.print_json(
