@@ -26,8 +26,10 @@ def plots(study: OpenStudy, definition: StudyDefinition) -> dict[str, bytes]:
     """Artifact path -> content: `study/plots.html`, and of every plot that can be drawn a PNG.
 
     What cannot be drawn yet (no trial, no value) is left out, and the page says why. Reads the storage once.
+    Raises StoreError if it fails for longer than its patience.
     """
-    return draw(Reader(study.storage.backend, study.study_id).read(), definition, name=study.name)
+    records = study.storage.patiently(Reader(study.storage.backend, study.study_id).read)
+    return draw(records, definition, name=study.name)
 
 
 def draw(

@@ -198,8 +198,8 @@ class _Session:
 
     def search(self) -> None:
         """Let workers bring all trials to their end."""
-        records = self.reader.read()
-        total = max(self.definition.total(self.study.trials()), len(records))  # what was begun is brought to its end
+        records = self._records()
+        total = max(self._total(), len(records))  # what was begun is brought to its end
         ended = sum(record.is_ended for record in records)
         self.watch(Opened(self.study.name, self.run.run_id, self.data, total, ended))
         work = Work(
@@ -225,7 +225,7 @@ class _Session:
         """Bring runs whose worker was killed between the trial's end and the run's to the state Optuna knows."""
         close = TrialCloser(self.request.store, self.key)
         self.reader = Reader(self.storage.backend, self.study.study_id)  # read anew: workers wrote meanwhile
-        for record in self.reader.read():
+        for record in self._records():
             if record.is_ended:
                 close(Ended(record.number, record.status, record.value, record.reason))
         self._keep_the_best()
@@ -238,7 +238,18 @@ class _Session:
 
     def ranked(self) -> list[Record]:
         """The complete trials, the best first; ties go to the lower number."""
-        return ranking(self.reader.read(), self.definition.direction)
+        return ranking(self._records(), self.definition.direction)
+
+    def _records(self) -> list[Record]:
+        """All trials; a storage that fails for a moment is waited for, as the workers wait for it.
+
+        Under the lock, like every reading that goes on from an earlier one: see `Reader`.
+        """
+        return self.storage.steady(self.reader.read)
+
+    def _total(self) -> int:
+        """How many trials there are in the end, as the latest start said."""
+        return self.definition.total(self.storage.patiently(self.study.trials))
 
     def train_finals(self) -> None:
         """Train the winner again with other seeds, and open the test splits for it. One process at a time."""
@@ -307,7 +318,7 @@ class _Session:
 
     def summary(self) -> StudySummary:
         """How the study stands, as plain values."""
-        records = self.reader.read()
+        records = self._records()
         runs = self.tracker.runs(parent=self.run.run_id)
         of_trials = {int(run.tags["dftrack.trial"]): run for run in runs if run.tags.get("dftrack.kind") == "trial"}
         finals = self.finals()
@@ -317,7 +328,7 @@ class _Session:
             name=self.study.name,
             definition=self.definition,
             records=records,
-            trials=self.definition.total(self.study.trials()),
+            trials=self._total(),
             data_digest=self.data.digest,
             finals=finals,
             baseline=next((r.value for r in records if r.params == baseline and r.status == "complete"), None),

@@ -89,12 +89,21 @@ class Storage:
         """Carry out a step under the lock; if the storage fails for a moment, do it again.
 
         The step must be right however often it is begun. Raises StoreError after `patience` seconds of failures.
+        Not within another one: in PostgreSQL the inner lock would wait for the outer one.
         """
+
+        def locked() -> T:
+            with self.lock():
+                return step()
+
+        return self.patiently(locked)
+
+    def patiently(self, step: Callable[[], T]) -> T:
+        """The same without the lock: for who only looks, and must not hold up those at work."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
-                with self.lock():
-                    return step()
+                return step()
             except _TRANSIENT as error:
                 if time.monotonic() > deadline:
                     raise StoreError(f"{self.place} fails: {_reason(error)}", "the study can go on later") from error
