@@ -3,9 +3,13 @@
 The trials are stand-ins: what is tried here is the process that starts, hears and reports, not the training.
 """
 
+import dataclasses
+import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +18,10 @@ from makers import make_faces
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 
-from dftrack.errors import StoreError
+from dftrack.errors import Interrupted, StoreError
 from dftrack.runtime import StopRequests
 from dftrack.study import session as module
+from dftrack.study.events import TrialEnded
 from dftrack.study.jobs import Job, Queue
 from dftrack.study.liveness import Life
 from dftrack.study.naming import trial_key
@@ -94,7 +99,7 @@ def test_a_storage_that_fails_for_a_moment_does_not_end_the_command(
     what: str, session: _Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TrialCloser", lambda store, key: lambda ended: None)
-    monkeypatch.setattr("dftrack.study.plots.draw", lambda records, definition, name: {})
+    monkeypatch.setattr("dftrack.study.plots.draw", lambda records, definition, **options: {})
     backend = make_flaky(session, 2, monkeypatch)
     READINGS[what](session)
     assert backend.failures == 0, "the failures must have been met"
@@ -108,3 +113,62 @@ def test_a_storage_that_stays_away_is_told_in_one_line(
     with pytest.raises(StoreError, match="fails: the server closed the connection") as caught:
         READINGS[what](session)
     assert caught.value.exit_code == 4 and "go on later" in caught.value.hint
+
+
+def test_the_weights_of_a_trial_are_asked_for_once_however_many_trials_end_after_it(
+    session: _Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    [best, *_] = session.ranked()
+    ranked = [dataclasses.replace(best, number=number) for number in range(3)]
+    monkeypatch.setattr(session, "_dropped", set())
+    monkeypatch.setattr(session, "ranked", lambda: ranked)
+    monkeypatch.setattr(session.tracker, "runs", lambda *, tags: asked.append(tags["dftrack.key"]) or [])
+    session._keep_the_best()
+    assert asked == [trial_key(session.key, 1), trial_key(session.key, 2)], "all but the best"
+    ranked.insert(0, dataclasses.replace(best, number=3))
+    session._keep_the_best()
+    session._keep_the_best()
+    assert asked[2:] == [trial_key(session.key, 0)], "only the one that is among the best no longer"
+
+
+@pytest.mark.parametrize(("taken", "pause"), [(0.5, 60), (47, 940)])
+def test_a_report_that_takes_long_is_written_more_rarely(
+    taken: float, pause: float, session: _Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, written = 0.0, []
+
+    def write(check: object) -> None:
+        nonlocal now
+        written.append(now)
+        now += taken
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(session, "_report_due", 0.0)
+    monkeypatch.setattr(session, "_keep_the_best", lambda: None)
+    monkeypatch.setattr(session, "write_report", write)
+    while now < 5000:
+        now += 1
+        session._hear(TrialEnded(0, 1, "complete", 0.5, ""))
+    gaps = [later - earlier - taken for earlier, later in zip(written, written[1:], strict=False)]
+    assert gaps and all(pause <= gap <= pause + 2 for gap in gaps), gaps
+
+
+def test_a_stop_request_while_the_report_is_drawn_is_heard_after_the_next_picture(
+    session: _Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def draw() -> bytes:
+        drawn.append(True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return b""
+
+    monkeypatch.setattr("dftrack.study.plots._pictures", lambda scene, found: [("a.png", draw), ("b.png", draw)])
+    with pytest.raises(Interrupted) as caught:
+        session._refresh()
+    assert caught.value.exit_code == 143 and len(drawn) == 1
+    with pytest.raises(Interrupted):
+        monkeypatch.setattr(session.stop, "exit_code", 130)
+        session.write_report()
+    assert len(drawn) == 1, "the last report hears the command's own requests"

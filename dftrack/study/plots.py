@@ -22,23 +22,36 @@ HISTORY, CURVES, SLICES = "study/history.png", "study/curves.png", "study/slices
 PARALLEL, IMPORTANCE, TIMELINE = "study/parallel.png", "study/importance.png", "study/timeline.png"
 
 
-def plots(study: OpenStudy, definition: StudyDefinition) -> dict[str, bytes]:
+def plots(
+    study: OpenStudy, definition: StudyDefinition, *, check: Callable[[], None] = lambda: None
+) -> dict[str, bytes]:
     """Artifact path -> content: `study/plots.html`, and of every plot that can be drawn a PNG.
 
     What cannot be drawn yet (no trial, no value) is left out, and the page says why. Reads the storage once.
-    Raises StoreError if it fails for longer than its patience.
+    check: asked between two pictures; what it raises ends the drawing.
+    Raises StoreError if the storage fails for longer than its patience.
     """
     records = study.storage.patiently(Reader(study.storage.backend, study.study_id).read)
-    return draw(records, definition, name=study.name)
+    return draw(records, definition, name=study.name, check=check)
 
 
 def draw(
-    records: Sequence[Record], definition: StudyDefinition, *, name: str = "", now: datetime | None = None
+    records: Sequence[Record],
+    definition: StudyDefinition,
+    *,
+    name: str = "",
+    now: datetime | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, bytes]:
     """The same from records. name: of the study, if it is not the definition's; now: where open bars end."""
     scene = _scene(records, definition, name or definition.name, now or datetime.now())
     found = importances(records, definition)
-    drawn = {path: make() for path, make in _pictures(scene, found) if make is not None}
+    drawn = {}
+    for path, make in _pictures(scene, found):
+        check()
+        if make is not None:
+            drawn[path] = make()
+    check()
     return {PAGE: page(scene, found).encode(), **drawn}
 
 

@@ -21,7 +21,7 @@ from dftrack.errors import DftrackError, Interrupted, StoreError, require
 from dftrack.experiment import Event as ExperimentEvent
 from dftrack.experiment import Plan, Result, Stage, run_experiment
 from dftrack.recording import TESTS_OPENED, record_start
-from dftrack.runtime import StopRequests
+from dftrack.runtime import StopRequests, catch_stop_requests
 from dftrack.study.case import KEY
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, TrialEnded
@@ -41,7 +41,8 @@ from dftrack.study.worker import Work
 from dftrack.study.workers import run_workers
 from dftrack.tracking import Run, RunRecord, Tracker, open_tracker
 
-REFRESH_SECONDS = 60.0  # at most so often the report is written anew while trials train
+REFRESH_SECONDS = 60.0  # at least so long between two reports while trials train,
+REFRESH_TIMES = 20  # and so many times what the last one took: meanwhile nobody listens to the workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,8 @@ class _Session:
         self.reader = Reader(self.storage.backend, self.study.study_id)
         self.tracker: Tracker = open_tracker(request.store)
         self.run: Run = self._parent_run()
-        self._refreshed = time.monotonic()
+        self._report_due = time.monotonic() + REFRESH_SECONDS
+        self._dropped: set[int] = set()  # trials whose weights are known to be gone
         self._times: dict[str, float] = {}  # run id -> seconds of training
 
     def _stage(self, what: str, done: int, total: int) -> None:
@@ -218,8 +220,19 @@ class _Session:
         self.watch(event)
         if isinstance(event, TrialEnded):
             self._keep_the_best()
-            if time.monotonic() - self._refreshed > REFRESH_SECONDS:
-                self.write_report()
+            if time.monotonic() > self._report_due:
+                self._refresh()
+
+    def _refresh(self) -> None:
+        """Write the report while trials train. Asked to stop meanwhile, raise Interrupted after the next picture."""
+        begun = time.monotonic()
+        try:
+            with catch_stop_requests() as requests:  # who watches the workers cannot look while this thread draws
+                self.write_report(requests.check)
+            requests.check()
+        finally:
+            now = time.monotonic()
+            self._report_due = now + max(REFRESH_SECONDS, REFRESH_TIMES * (now - begun))
 
     def _mend(self) -> None:
         """Bring runs whose worker was killed between the trial's end and the run's to the state Optuna knows."""
@@ -231,10 +244,13 @@ class _Session:
         self._keep_the_best()
 
     def _keep_the_best(self) -> None:
-        """Delete the weights of trials that are not among the best."""
+        """Delete the weights of trials that are not among the best: they never come back, so each is asked for once."""
         for record in self.ranked()[self.definition.keep_weights :]:
+            if record.number in self._dropped:
+                continue
             for run in self.tracker.runs(tags={"dftrack.key": trial_key(self.key, record.number)}):
                 self.tracker.drop_model(run.run_id)
+            self._dropped.add(record.number)
 
     def ranked(self) -> list[Record]:
         """The complete trials, the best first; ties go to the lower number."""
@@ -353,10 +369,13 @@ class _Session:
             self._times[run.run_id] = taken
         return taken
 
-    def write_report(self) -> None:
-        """Write everything that the parent run shows anew: pictures, tables, report, numbers."""
+    def write_report(self, check: Callable[[], None] | None = None) -> None:
+        """Write everything that the parent run shows anew: pictures, tables, report, numbers.
+
+        check: asked between two pictures, by default whether this process shall stop.
+        """
         summary = self.summary()
-        pictures = plots(self.study, self.definition)
+        pictures = plots(self.study, self.definition, check=check or self.stop.check)
         for path, content in pictures.items():
             self.run.log_bytes(content, path)
         self.run.log_table(trials_table(summary), "study/trials.csv")
@@ -374,7 +393,6 @@ class _Session:
                 **final_metrics(summary.finals),
             }
         )
-        self._refreshed = time.monotonic()
 
 
 def openings(tracker: Tracker, data_digest: str) -> set[tuple[str, str]]:
