@@ -4,6 +4,7 @@ The trials are stand-ins: what is tried here is the process that starts, hears a
 """
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
@@ -150,7 +151,7 @@ def test_a_report_that_takes_long_is_written_more_rarely(
     while now < 5000:
         now += 1
         session._hear(TrialEnded(0, 1, "complete", 0.5, ""))
-    gaps = [later - earlier - taken for earlier, later in zip(written, written[1:], strict=False)]
+    gaps = [later - earlier - taken for earlier, later in itertools.pairwise(written)]
     assert gaps and all(pause <= gap <= pause + 2 for gap in gaps), gaps
 
 

@@ -22,7 +22,7 @@ from dftrack.errors import SettingError, StoreError, TrainingError
 from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Done, Ended, Job, Outcome, Queue, Superseded, Wait
 from dftrack.study.liveness import Life, Watch
-from dftrack.study.opening import OpenStudy, StudyChanged, load, open_study, reopen
+from dftrack.study.opening import OpenStudy, StudyChanged, latest, load, open_study, reopen
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage, read_url
 
@@ -168,6 +168,37 @@ def test_a_fresh_start_gets_the_next_number_and_is_the_one_continued(place: Path
     study = standins.definition()
     assert [standins.opened(place, study, new=True).name for _ in range(3)] == ["stand-in", "stand-in-2", "stand-in-3"]
     assert standins.opened(place, study).name == "stand-in-3"
+
+
+def test_a_study_file_called_like_a_fresh_start_of_another_is_a_study_of_its_own(place: Path) -> None:
+    plain, second = (standins.definition(standins.STUDY.replace("stand-in", name)) for name in ("cnn", "cnn-2"))
+    second = second.revised({"train.batch_size": 16})
+    assert [standins.opened(place, one).name for one in (plain, second, plain, second)] == ["cnn", "cnn-2"] * 2
+    assert [latest(Storage(place), name).name for name in ("cnn", "cnn-2")] == ["cnn", "cnn-2"]
+    assert standins.opened(place, plain, new=True).name == "cnn-3", "the name cnn-2 is taken"
+    assert [standins.opened(place, one).name for one in (plain, second)] == ["cnn-3", "cnn-2"]
+    assert latest(Storage(place), "cnn").name == "cnn-3"
+
+
+def test_a_fresh_start_that_came_first_leaves_a_study_file_of_its_name_the_next_one(place: Path) -> None:
+    plain, second = (standins.definition(standins.STUDY.replace("stand-in", name)) for name in ("cnn", "cnn-2"))
+    assert [standins.opened(place, plain, new=True).name for _ in range(2)] == ["cnn", "cnn-2"]
+    with pytest.raises(StoreError, match="no study 'cnn-2'"):
+        latest(Storage(place), "cnn-2")
+    assert standins.opened(place, second).name == "cnn-2-2"
+    assert [latest(Storage(place), name).name for name in ("cnn", "cnn-2")] == ["cnn-2", "cnn-2-2"]
+
+
+def test_a_study_that_does_not_say_whose_it_is_counts_by_its_name_until_it_is_continued(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, second = (standins.definition(standins.STUDY.replace("stand-in", name)) for name in ("cnn", "cnn-2"))
+    second = second.revised({"train.batch_size": 16})
+    with monkeypatch.context() as before:
+        before.setattr("dftrack.study.opening.OWNER", "of an older version")
+        assert [standins.opened(place, one, new=True).name for one in (plain, plain)] == ["cnn", "cnn-2"]
+    assert standins.opened(place, plain).name == "cnn-2"
+    assert standins.opened(place, second).name == "cnn-2-2", "by now the other one's is known"
 
 
 def test_a_study_of_the_same_name_by_another_program_is_refused(place: Path) -> None:

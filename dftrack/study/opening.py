@@ -1,7 +1,10 @@
 """A study in its storage: made, continued or refused."""
 
+import itertools
 import re
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.storages import BaseStorage
@@ -12,7 +15,9 @@ from dftrack.study.definition import StudyDefinition, check_trials
 from dftrack.study.fingerprint import Fingerprint, differences
 from dftrack.study.storage import Storage
 
-FINGERPRINT, TRIALS, EPOCHS = "fingerprint", "trials", "epochs"  # attributes of a study in the storage
+# Attributes of a study in the storage. OWNER: the name in its study file, which tells `cnn-2` that a fresh start of
+# `cnn` made from one whose file is called so.
+FINGERPRINT, TRIALS, EPOCHS, OWNER = "fingerprint", "trials", "epochs", "definition"
 
 
 class StudyChanged(StoreError):  # noqa: N818 - says what happened
@@ -62,16 +67,19 @@ def open_study(
 
     def step() -> OpenStudy:
         backend = storage.backend
-        names = numbered(definition.name, [study.study_name for study in backend.get_all_studies()])
+        studies = _studies(storage)
+        names = numbered(definition.name, studies)
         if names and not new:
             opened = _continue(storage, names[-1], mark)
+            if OWNER not in backend.get_study_user_attrs(opened.study_id):
+                backend.set_study_user_attr(opened.study_id, OWNER, definition.name)
             if trials is not None or TRIALS not in backend.get_study_user_attrs(opened.study_id):
                 backend.set_study_user_attr(opened.study_id, TRIALS, trials or definition.trials)
             return opened
-        count = 1 + max((_number(definition.name, name) for name in names), default=0)
-        name = definition.name if count == 1 else f"{definition.name}-{count}"
+        name = _next_name(definition.name, names, studies)
         maximize = definition.direction == "maximize"
         study_id = backend.create_new_study([StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE], name)
+        backend.set_study_user_attr(study_id, OWNER, definition.name)
         backend.set_study_user_attr(study_id, FINGERPRINT, dict(mark.values))
         backend.set_study_user_attr(study_id, TRIALS, trials or definition.trials)
         backend.set_study_user_attr(study_id, EPOCHS, definition.epochs)
@@ -85,15 +93,15 @@ def reopen(storage: Storage, name: str) -> OpenStudy:
     try:
         return OpenStudy(storage, name, storage.backend.get_study_id_from_name(name), is_new=False)
     except KeyError as error:
-        names = ", ".join(sorted(study.study_name for study in storage.backend.get_all_studies()))
-        hint = f"studies there: {names}" if names else "there are no studies yet"
-        raise StoreError(f"there is no study {name!r} in {storage.place}", hint) from error
+        raise _missing(storage, name) from error
 
 
 def latest(storage: Storage, name: str) -> OpenStudy:
-    """The newest of the studies `name`, `name-2`, ... as it is. Raises StoreError if there is none."""
-    names = numbered(name, [study.study_name for study in storage.backend.get_all_studies()])
-    return reopen(storage, names[-1] if names else name)
+    """The newest of the studies that the study file `name` has made, as it is. Raises StoreError if there is none."""
+    names = numbered(name, _studies(storage))
+    if not names:
+        raise _missing(storage, name)
+    return reopen(storage, names[-1])
 
 
 def load(opened: OpenStudy) -> optuna.Study:
@@ -101,9 +109,32 @@ def load(opened: OpenStudy) -> optuna.Study:
     return optuna.load_study(study_name=opened.name, storage=opened.storage.backend)
 
 
-def numbered(name: str, names: list[str]) -> list[str]:
-    """Those of `names` that are `name` or `name-2`, `name-3`, ..., in the order of the numbers."""
-    return sorted((other for other in names if _number(name, other)), key=lambda other: _number(name, other))
+def numbered(name: str, studies: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names of those that the study file `name` has made, in order: `name`, `name-2`, `name-3`, ...
+
+    studies: name in the storage -> attributes. One that does not say whose it is, since an older version made it,
+    counts by its name alone.
+    """
+    own = [other for other, attributes in studies.items() if attributes.get(OWNER, name) == name]
+    return sorted((other for other in own if _number(name, other)), key=lambda other: _number(name, other))
+
+
+def _next_name(name: str, own: Sequence[str], taken: Container[str]) -> str:
+    """The name of a fresh study after those of its `own`: the next number that no other study's name has."""
+    count = 1 + max((_number(name, other) for other in own), default=0)
+    candidates = (name if number == 1 else f"{name}-{number}" for number in itertools.count(count))
+    return next(candidate for candidate in candidates if candidate not in taken)
+
+
+def _studies(storage: Storage) -> dict[str, dict[str, Any]]:
+    """Name in the storage -> attributes, of every study there."""
+    return {study.study_name: study.user_attrs for study in storage.backend.get_all_studies()}
+
+
+def _missing(storage: Storage, name: str) -> StoreError:
+    names = ", ".join(sorted(_studies(storage)))
+    hint = f"studies there: {names}" if names else "there are no studies yet"
+    return StoreError(f"there is no study {name!r} in {storage.place}", hint)
 
 
 def _number(name: str, other: str) -> int:
