@@ -258,6 +258,8 @@ def test_a_range_contains_exactly_its_values(low: int, count: int, step: int) ->
     real = Float(low / 10, low / 10 + count * step / 100, step=step / 100)
     values = real.values()
     assert values is not None and len(values) in (count, count + 1)
+    assert [real.nearest(low / 10 + step / 100 * index) for index in range(len(values))] == list(values)
+    assert (real.nearest(0.0), real.nearest(99.0)) == (values[0], values[-1])
     assert all(real.contains(value) for value in values) and all(whole.contains(v) for v in whole.values() or ())
     assert not whole.contains(low - 1) and not whole.contains(low + count * step + 1) and not whole.contains(True)
 

@@ -365,6 +365,19 @@ def test_a_small_space_is_tried_point_by_point_without_repeats(
     assert len({tuple(record.params.values()) for record in records(opened)}) == len(records(opened)) == 10
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_stepped_range_is_tried_value_by_value_as_they_are_written(
+    sampler: str, place: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    text = GRID.replace('"grid"\ntrials', f'"{sampler}"\ntrials').replace("model.kernel_size = [3, 5]\n", "")
+    text = text.replace("[0.1, 0.5]", "{ low = 0.0, high = 0.7, step = 0.1 }")
+    text = text.replace('"baseline"', '["baseline", { model.dropout = 0.3 }]')
+    opened = standins.opened(place, standins.definition(text))
+    finish_all(queue(opened, lives, tmp_path, text))
+    found = sorted(float(str(record.params["model.dropout"])) for record in records(opened))
+    assert found == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], "0.30000000000000004 is 0.3 trained again"
+
+
 def test_a_paused_trial_teaches_the_sampler_instead_of_counting_as_bad(
     place: Path, tmp_path: Path, lives: list[Life]
 ) -> None:

@@ -108,7 +108,11 @@ def _show(record: Record, dimensions: dict[str, BaseDistribution]) -> FrozenTria
 def _ask(definition: StudyDefinition, sampler: BaseSampler, view: _View) -> dict[str, Any]:
     fresh = _View(view.shown)
     study = optuna.create_study(storage=fresh, sampler=sampler, direction=definition.direction)
-    return study.ask(fixed_distributions=distributions(definition.space)).params
+    point = study.ask(fixed_distributions=distributions(definition.space)).params
+    for name, dimension in definition.space.items():
+        if isinstance(dimension, Float):
+            point[name] = dimension.nearest(point[name])  # Optuna multiplies steps, rounding errors included
+    return point
 
 
 def _sampler(kind: str, seed: int) -> BaseSampler:
@@ -120,4 +124,6 @@ def _seed(*words: int) -> int:
 
 
 def _key(params: Mapping[str, Value]) -> str:
-    return json.dumps(dict(sorted(params.items())))
+    """The same text for the same point; numbers that are equal to 12 digits count as one."""
+    rounded = {name: float(f"{value:.12g}") if isinstance(value, float) else value for name, value in params.items()}
+    return json.dumps(dict(sorted(rounded.items())))

@@ -32,6 +32,14 @@ class Float:
         count = int((Decimal(repr(self.high)) - low) / step) + 1
         return tuple(float(low + i * step) for i in range(count)) if count <= MANY else None
 
+    def nearest(self, value: float) -> float:
+        """The value it can take that is nearest: 0.3 for 3 x 0.1, which is 0.30000000000000004. No step: itself."""
+        if self.step is None:
+            return value
+        low, step = Decimal(repr(self.low)), Decimal(repr(self.step))
+        last = int((Decimal(repr(self.high)) - low) / step)
+        return float(low + min(max(round((Decimal(value) - low) / step), 0), last) * step)
+
     def ends(self) -> tuple[float, ...]:
         return (self.low, self.high)
 
