@@ -115,6 +115,14 @@ def test_a_storage_is_made_whole_and_with_a_write_ahead_log(tmp_path: Path) -> N
     assert not list(path.parent.glob(".*")), "the temporary file must be gone"
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a?b=c", "a#b", "a b+c", "{name}"])
+def test_a_folder_may_have_any_name(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name / "optuna.db"
+    opened = standins.opened(path, standins.definition())
+    assert reopen(Storage(opened.storage.url), "stand-in").trials() == 30, "workers open it by its URL"
+    assert path.exists() and [folder.name for folder in tmp_path.iterdir()] == [name]
+
+
 def _open_at(start: float, place: str, answers: "multiprocessing.Queue[object]") -> None:
     time.sleep(max(0.0, start - time.time()))
     try:

@@ -66,7 +66,7 @@ class Storage:
     @property
     def url(self) -> str:
         """With the password, for opening it again; `place` is for people."""
-        return self._url.render_as_string(hide_password=False)
+        return _text(self._url)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -122,7 +122,7 @@ class Storage:
                     for left in path.parent.glob(f".{path.name}.*.tmp*"):  # a maker that was killed
                         left.unlink()
                     with write_aside(path) as aside:
-                        RDBStorage(f"sqlite:///{aside}").engine.dispose()
+                        RDBStorage(_text(URL.create("sqlite", database=str(aside)))).engine.dispose()
                         with closing(sqlite3.connect(aside)) as connection:
                             connection.execute("PRAGMA journal_mode = wal")
         except filelock.Timeout as error:
@@ -206,6 +206,11 @@ def read_url(place: str | Path) -> URL:
         return url.set(drivername="sqlite", database=str(Path(str(url.database)).absolute()))
     hint = "give the path of an SQLite file, or postgresql://user@host/database"
     raise StoreError(f"a study cannot live in {url.render_as_string(hide_password=True)}", hint)
+
+
+def _text(url: URL) -> str:
+    """The URL as text, password and all, with what means something in a URL (`?`, `%`) written so that it does not."""
+    return url.render_as_string(hide_password=False)
 
 
 def _engine(url: URL, options: dict[str, object]) -> Engine:
