@@ -104,6 +104,17 @@ class Run:
         self._steps.add(step)
         return True
 
+    def correct_epoch(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Record one epoch over what is there, so that `metric_history` tells these values.
+
+        The last value counts by its time: these are later than all others, even than those of a clock that was ahead.
+        """
+        with self._speaking():
+            points = [point for name in metrics for point in self._client.get_metric_history(self.run_id, name)]
+        newest = max((point.timestamp for point in points if point.step == step), default=0)  # ms since 1970
+        self._log({**metrics, EPOCH_METRIC: float(step)}, step, mark=f"@{step}", after=newest)
+        self._steps.add(step)
+
     def log_metrics(self, metrics: Mapping[str, float | None]) -> None:
         """Record values that belong to the run as a whole, undefined ones by name as in `log_epoch`.
 
@@ -116,10 +127,11 @@ class Run:
         """Let the epochs from `first` on be recorded again: what is in of them was overtaken (see `metric_history`)."""
         self._steps = {step for step in self._steps if step < first}
 
-    def _log(self, metrics: Mapping[str, float | None], step: int, mark: str) -> None:
+    def _log(self, metrics: Mapping[str, float | None], step: int, mark: str, after: int = 0) -> None:
+        """Record values. mark: stands behind the names of undefined ones; after: ms since 1970, an earlier time."""
         defined = {name: float(value) for name, value in metrics.items() if value is not None and math.isfinite(value)}
         undefined = {name + mark for name in metrics if name not in defined}
-        now = int(time.time() * 1000)
+        now = max(int(time.time() * 1000), after + 1)
         tags = []
         before = set(self._undefined)
         self._undefined = (before - {name + mark for name in defined}) | undefined  # a value may come later

@@ -262,6 +262,18 @@ def test_epochs_that_the_curve_lacks_are_recorded(clinic: Clinic) -> None:
     assert dict(clinic.tracker.metric_history(run_id, METRIC)) == record.curve
 
 
+def test_a_wrong_value_from_a_clock_that_was_ahead_is_mended_for_good(clinic: Clinic) -> None:
+    record = of(clinic, "complete")
+    run_id = clinic.run(record.number).run_id
+    with closing(sqlite3.connect(clinic.store / "mlflow.db")) as raw, raw:
+        change = "update metrics set value = 0.1, timestamp = timestamp + 86400000"  # a day, in ms
+        raw.execute(f"{change} where run_uuid = ? and key = ? and step in (2, 7)", (run_id, METRIC))
+    [finding] = clinic.mend("curve")
+    assert "epoch 2, 7" in finding.message
+    assert dict(clinic.tracker.metric_history(run_id, METRIC)) == record.curve
+    assert clinic.run(record.number).metrics[METRIC] == record.curve[7], "the run's own value is the last one"
+
+
 def test_wrong_tags_of_a_trial_are_set_right(clinic: Clinic) -> None:
     run_id = clinic.run(3).run_id
     clinic.tracker.open_run(run_id).set_tags({"dftrack.trial": "5", "mlflow.parentRunId": "f" * 32})

@@ -154,7 +154,7 @@ class _Trial:
         def cure() -> None:
             opened = self.tracker.open_run(run.run_id)
             for epoch, value in wrong.items():
-                opened.log_epoch(epoch, {self.case.metric: value})
+                opened.correct_epoch(epoch, {self.case.metric: value})
 
         return [Ailment(self._finding("curve", run.run_id, message, "record Optuna's values"), cure)]
 
