@@ -7,6 +7,10 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage
 
 from dftrack.errors import Interrupted
 from dftrack.study.definition import StudyDefinition
@@ -16,6 +20,9 @@ from dftrack.study.jobs import Job, Outcome
 from dftrack.study.opening import OpenStudy, open_study
 from dftrack.study.storage import Storage
 from dftrack.study.worker import Emit, Work
+
+if TYPE_CHECKING:  # workers import this file, too
+    import pytest
 
 STUDY = """
 name = "stand-in"
@@ -80,6 +87,34 @@ def train_badly(job: Job, emit: Emit, _stop: object = None, *, notes: str = "") 
     if job.trial == 7:
         return Outcome("complete", value=math.inf)
     return train(job, emit, notes=notes)
+
+
+class Flaky:
+    """A storage's backend that fails now and then, as PostgreSQL does while it is started again."""
+
+    def __init__(self, real: BaseStorage) -> None:
+        self.real, self.failures, self.answers = real, 0, 0  # answers: how many it gives before it fails
+
+    def __getattr__(self, name: str) -> Any:
+        def ask(*words: Any, **options: Any) -> Any:
+            if self.answers:
+                self.answers -= 1
+            elif self.failures:
+                self.failures -= 1
+                raise StorageInternalError("the server closed the connection unexpectedly")
+            return getattr(self.real, name)(*words, **options)
+
+        return ask
+
+
+def make_flaky(storage: Storage, failures: int, monkeypatch: "pytest.MonkeyPatch", patience: float = 20) -> Flaky:
+    """From now on the storage fails this often before it answers again. patience: seconds."""
+    backend = Flaky(storage.backend)
+    monkeypatch.setattr(storage, "backend", backend)
+    monkeypatch.setattr(storage, "patience", patience)
+    monkeypatch.setattr("dftrack.study.storage.time.sleep", lambda seconds: None)
+    backend.failures = failures
+    return backend
 
 
 def work(study: OpenStudy, design: StudyDefinition, folder: Path, **options: object) -> Work:

@@ -1,5 +1,6 @@
 """What `dftrack doctor` finds and mends: each thing is broken on purpose, found, mended, and then in order for good."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import pytest
 import standins
 from filelock import FileLock
 
+from dftrack.errors import StoreError
 from dftrack.study.case import KEY
 from dftrack.study.doctor import Finding, examine, fix, studies_in
 from dftrack.study.jobs import Ended, Job, Outcome, Queue
@@ -178,6 +180,23 @@ def of(clinic: Clinic, status: str) -> Record:
 def test_a_sound_study_has_no_findings(clinic: Clinic) -> None:
     assert {record.status for record in clinic.records()} == {"complete", "pruned", "failed"}
     assert clinic.examine() == ()
+
+
+def test_a_look_rides_out_a_storage_that_fails_for_a_moment_and_says_of_one_that_stays_away(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clinic.tracker.resume_run(clinic.run(of(clinic, "complete").number).run_id)  # so that it looks a second time
+    backend = standins.make_flaky(clinic.storage, 0, monkeypatch)
+    for answers in itertools.count():
+        backend.answers, backend.failures = answers, 1
+        [finding] = clinic.examine()
+        assert finding.kind == "zombie"
+        if backend.failures:
+            break
+    assert answers > 5, "every reading of a look must have failed once"
+    backend.answers, backend.failures, clinic.storage.patience = 0, 10**9, 0
+    with pytest.raises(StoreError, match="the server closed the connection"):
+        clinic.examine()
 
 
 def test_an_ended_trial_that_is_running_in_mlflow_is_closed_as_optuna_says(clinic: Clinic) -> None:

@@ -11,13 +11,10 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import standins
 from makers import make_faces
-from optuna.exceptions import StorageInternalError
-from optuna.storages import BaseStorage
 
 from dftrack.errors import Interrupted, StoreError
 from dftrack.runtime import StopRequests
@@ -31,19 +28,6 @@ from dftrack.study.records import Reader
 from dftrack.study.session import Request, _Session
 
 TEXT = standins.STUDY.replace("trials = 30", "trials = 5\nfinal_seeds = 0\nkeep_weights = 1")
-
-
-class Flaky:
-    """A storage's backend that fails now and then, as PostgreSQL does while it is started again."""
-
-    def __init__(self, real: BaseStorage) -> None:
-        self.real, self.failures = real, 0
-
-    def __getattr__(self, name: str) -> Any:
-        if self.failures and callable(getattr(self.real, name)):
-            self.failures -= 1
-            raise StorageInternalError("the server closed the connection unexpectedly")
-        return getattr(self.real, name)
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +59,12 @@ def _search(session: _Session) -> None:
     life.end()
 
 
-def make_flaky(session: _Session, failures: int, monkeypatch: pytest.MonkeyPatch, patience: float = 20) -> Flaky:
+def make_flaky(
+    session: _Session, failures: int, monkeypatch: pytest.MonkeyPatch, patience: float = 20
+) -> standins.Flaky:
     """From now on the storage fails this often before it answers again. patience: seconds."""
-    backend = Flaky(session.storage.backend)
-    monkeypatch.setattr(session.storage, "backend", backend)
-    monkeypatch.setattr(session.storage, "patience", patience)
-    monkeypatch.setattr("dftrack.study.storage.time.sleep", lambda seconds: None)
+    backend = standins.make_flaky(session.storage, failures, monkeypatch, patience)
     monkeypatch.setattr(session, "reader", Reader(session.storage.backend, session.study.study_id))
-    backend.failures = failures
     return backend
 
 

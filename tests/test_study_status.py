@@ -1,5 +1,6 @@
 """How far a study has come: read while others write, after a kill, and when nobody works."""
 
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import standins
 
+from dftrack.errors import StoreError
 from dftrack.study import status as module
 from dftrack.study.jobs import Job, Outcome, Queue
 from dftrack.study.liveness import Life, Watch
-from dftrack.study.opening import OpenStudy
+from dftrack.study.opening import OpenStudy, latest
 from dftrack.study.records import CLAIM
 from dftrack.study.status import StudyStatus, status
 from dftrack.study.storage import Storage
@@ -156,6 +158,22 @@ def test_reading_takes_no_lock_and_writes_nothing(study: OpenStudy, queue: Queue
         assert (Path(study.storage.place).stat().st_mtime_ns, tracker.runs()) == before
     finally:
         other.close()
+
+
+def test_a_look_rides_out_a_storage_that_fails_for_a_moment_and_says_of_one_that_stays_away(
+    study: OpenStudy, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = standins.make_flaky(study.storage, 0, monkeypatch)
+    for answers in itertools.count():
+        backend.answers, backend.failures = answers, 1
+        assert status(latest(study.storage, "stand-in"), DESIGN, tracker).total == 9
+        if backend.failures:
+            break
+    assert answers > 5, "every reading of a look must have failed once"
+    backend.answers, backend.failures, study.storage.patience = 0, 10**9, 0
+    for look in (lambda: latest(study.storage, "stand-in"), lambda: status(study, DESIGN, tracker)):
+        with pytest.raises(StoreError, match="the server closed the connection"):
+            look()
 
 
 def test_what_is_minimised_is_best_when_it_is_least(study: OpenStudy, queue: Queue, tracker: Tracker) -> None:

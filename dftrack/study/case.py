@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -14,6 +14,8 @@ from dftrack.study.naming import trial_key
 from dftrack.study.opening import FINGERPRINT, OpenStudy
 from dftrack.study.records import Reader, Record, to_record
 from dftrack.tracking import KEY_TAG, RunRecord, Tracker
+
+T = TypeVar("T")
 
 Kind = Literal["zombie", "double", "missing", "status", "tags", "curve", "checkpoints", "orphan"]
 Runs = Mapping[str, Sequence[RunRecord]]  # dftrack.key -> the runs that bear it
@@ -124,7 +126,8 @@ class Case:
     @classmethod
     def of(cls, tracker: Tracker, study: OpenStudy, watch: Watch) -> "Case | None":
         """None if the study has never been trained by `dftrack study`: it has no runs of ours."""
-        attributes = study.storage.backend.get_study_user_attrs(study.study_id)
+        backend = study.storage.backend
+        attributes = study.storage.patiently(lambda: backend.get_study_user_attrs(study.study_id))
         if KEY not in attributes:
             return None
         return cls(tracker, study, str(attributes[KEY]), attributes.get(FINGERPRINT, {}), watch)
@@ -168,6 +171,10 @@ class Case:
 
     def runs_of(self, key: str) -> list[RunRecord]:
         return self.tracker.runs(tags={KEY_TAG: key})
+
+    def patiently(self, look: Callable[[], T]) -> T:
+        """Look at the storage, again if it fails for a moment."""
+        return self.study.storage.patiently(look)
 
     def steady(self, step: Callable[[], list[Finding]]) -> list[Finding]:
         """Carry out a step while no worker can take up a trial."""

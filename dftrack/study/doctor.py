@@ -26,7 +26,8 @@ ROUNDS = 4  # a run that was restored may need further mending, and so on: no ch
 
 def studies_in(storage: Storage) -> tuple[OpenStudy, ...]:
     """Every study of the storage, by name."""
-    return tuple(reopen(storage, name) for name in sorted(one.study_name for one in storage.backend.get_all_studies()))
+    studies = storage.patiently(storage.backend.get_all_studies)
+    return tuple(reopen(storage, name) for name in sorted(one.study_name for one in studies))
 
 
 def examine(tracker: Tracker, studies: Iterable[OpenStudy], *, watch: Watch | None = None) -> tuple[Finding, ...]:
@@ -39,13 +40,13 @@ def examine(tracker: Tracker, studies: Iterable[OpenStudy], *, watch: Watch | No
     cases = _cases(tracker, studies, watch)
     found: list[Finding] = []
     for case in cases:
-        records = case.records()
+        records = case.patiently(case.records)
         if look_at_parent(case, records, runs):
-            found += [ailment.finding for ailment in _parent_anew(case)]
+            found += [ailment.finding for ailment in case.patiently(partial(_parent_anew, case))]
         parent = _parent(case, runs)
         for record in records:
             if look_at_trial(case, record, runs, parent):
-                found += [ailment.finding for ailment in _trial_anew(case, record.number)]
+                found += [ailment.finding for ailment in case.patiently(partial(_trial_anew, case, record.number))]
         found += _unknown_trials(case, runs)
     found += [ailment.finding for ailment in _outside(tracker, cases, runs)]
     return tuple(found + _unknown_studies(cases, runs))
@@ -126,7 +127,7 @@ def _unknown_trials(case: Case, runs: Runs) -> list[Finding]:
     """Runs of trials that the study in Optuna does not have."""
     beginning = trial_key(case.key, 0).removesuffix("0")
     keys = [key for key in runs if key.startswith(beginning)]
-    known = {trial_key(case.key, record.number) for record in case.records()} if keys else set()
+    known = {trial_key(case.key, record.number) for record in case.patiently(case.records)} if keys else set()
     return [
         Finding(
             kind="orphan",

@@ -90,18 +90,25 @@ def open_study(
 
 def reopen(storage: Storage, name: str) -> OpenStudy:
     """The study of exactly this name, as it is. Raises StoreError if there is none."""
-    try:
-        return OpenStudy(storage, name, storage.backend.get_study_id_from_name(name), is_new=False)
-    except KeyError as error:
-        raise _missing(storage, name) from error
+
+    def look() -> OpenStudy:
+        try:
+            return OpenStudy(storage, name, storage.backend.get_study_id_from_name(name), is_new=False)
+        except KeyError as error:
+            raise _missing(storage, name) from error
+
+    return storage.patiently(look)
 
 
 def latest(storage: Storage, name: str) -> OpenStudy:
     """The newest of the studies that the study file `name` has made, as it is. Raises StoreError if there is none."""
-    names = numbered(name, _studies(storage))
-    if not names:
+
+    def look() -> str:
+        if names := numbered(name, _studies(storage)):
+            return names[-1]
         raise _missing(storage, name)
-    return reopen(storage, names[-1])
+
+    return reopen(storage, storage.patiently(look))
 
 
 def load(opened: OpenStudy) -> optuna.Study:

@@ -70,14 +70,14 @@ def status(
 
     watch: the same one at each look lets workers of other machines be judged; a first look takes them for alive.
     """
-    watch = watch or Watch()
-    if epochs := opened.epochs():  # perhaps other ones than the study file's
+    watch, storage = watch or Watch(), opened.storage
+    if epochs := storage.patiently(opened.epochs):  # perhaps other ones than the study file's
         definition = definition.revised({"train.epochs": epochs})
-    records = Reader(opened.storage.backend, opened.study_id).read()
+    records = storage.patiently(Reader(storage.backend, opened.study_id).read)
     claimed = [one for one in records if one.status == "running" and one.claim and one.claim.state == "claimed"]
     alive = [record for record in claimed if not watch.is_dead(record)]
     counts = Counter(record.status for record in records)
-    total = definition.total(opened.trials())
+    total = definition.total(storage.patiently(opened.trials))
     spent, planned = sum(record.epoch for record in records), _planned(definition, max(total, len(records)))
     over = sum(record.is_ended for record in records) >= max(total, len(records))
     elapsed = _elapsed(records, ended=over)
