@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 
-from dftrack.errors import Interrupted
+from dftrack.errors import DataError, DeviceError, Interrupted
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.file import parse_study
 from dftrack.study.fingerprint import Fingerprint, fingerprint
@@ -115,6 +115,16 @@ def make_flaky(storage: Storage, failures: int, monkeypatch: "pytest.MonkeyPatch
     monkeypatch.setattr("dftrack.study.storage.time.sleep", lambda seconds: None)
     backend.failures = failures
     return backend
+
+
+def train_without_data(_job: Job, _emit: Emit, _stop: object = None) -> Outcome:
+    """The folder of the pictures was unmounted."""
+    raise DataError("there is no folder 'faces'", "mount it")
+
+
+def train_without_device(_job: Job, _emit: Emit, _stop: object = None) -> Outcome:
+    """The card is gone."""
+    raise DeviceError("train.device is cuda, but PyTorch sees no CUDA card", "use --device cpu")
 
 
 def work(study: OpenStudy, design: StudyDefinition, folder: Path, **options: object) -> Work:

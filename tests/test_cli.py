@@ -286,6 +286,13 @@ def test_a_fresh_start_that_is_stopped_names_the_command_that_goes_on(
     assert "The same command goes on" in dftrack("study", "--store", store).err
 
 
+def test_a_study_on_a_device_that_is_not_there_is_refused_before_any_trial(dftrack: Terminal, store: Path) -> None:
+    if not torch.cuda.is_available():
+        refused(dftrack("study", "--device", "cuda", "--store", store), 5, "train.device is cuda")
+    refused(dftrack("study", "--device", "cpu", "--precision", "fp16", "--store", store), 5, "fp16 needs a CUDA card")
+    assert not (store / "optuna.db").exists(), "nothing must have begun"
+
+
 def test_a_study_that_cannot_be_is_refused(dftrack: Terminal, store: Path, tmp_path: Path) -> None:
     refused(dftrack("study", "--trials", 0, "--store", store), 2, "--trials must be at least 1, got 0")
     refused(dftrack("study", "--study", "nonsense", "--store", store), 2, "nonsense", "default")

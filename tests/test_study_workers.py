@@ -17,13 +17,14 @@ import pytest
 import standins
 from postgres import postgres_server
 
-from dftrack.errors import SettingError, StoreError, TrainingError
+from dftrack.errors import DataError, DeviceError, DftrackError, SettingError, StoreError, TrainingError
 from dftrack.study import workers
 from dftrack.study.events import Event, Finished, Progress, Started, TrialEnded, WorkerDied
 from dftrack.study.jobs import Ended
 from dftrack.study.opening import OpenStudy, load, reopen
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage
+from dftrack.study.worker import Train
 from dftrack.study.workers import environments, find_gpus, run_workers
 
 FLAT = """
@@ -248,6 +249,27 @@ def test_a_storage_that_fails_ends_the_command_with_its_reason(opened: OpenStudy
     work = dataclasses.replace(standins.work(opened, standins.definition(), tmp_path), study="gone")
     with pytest.raises(StoreError, match="there is no study 'gone'"):
         run_workers(work, 1, gpus=())
+
+
+@pytest.mark.parametrize(
+    ("train", "error", "words"),
+    [
+        (standins.train_without_data, DataError, "there is no folder 'faces'"),
+        (standins.train_without_device, DeviceError, "sees no CUDA card"),
+    ],
+)
+def test_data_or_a_device_that_are_not_there_stop_the_study_and_fail_no_trial(
+    opened: OpenStudy, tmp_path: Path, train: Train, error: type[DftrackError], words: str
+) -> None:
+    work = dataclasses.replace(standins.work(opened, standins.definition(), tmp_path), train=train)
+    with pytest.raises(error, match=words) as caught:
+        run_workers(work, 1, gpus=())
+    assert caught.value.hint, "the hint must come through as well"
+    [record] = Reader(opened.storage.backend, opened.study_id).read()
+    assert record.claim is not None
+    assert (record.status, record.claim.state, record.claim.deaths) == ("running", "released", 0)
+    run_workers(standins.work(opened, standins.definition(), tmp_path), 1, gpus=())
+    assert_sound(ended(tmp_path / "optuna.db"), 9)
 
 
 def test_no_workers_are_refused(opened: OpenStudy, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from dftrack.errors import DftrackError
 from dftrack.study.halving import Status
 from dftrack.study.space import Params
 
@@ -74,11 +75,10 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A worker cannot go on: an error of the storage."""
+    """A worker cannot go on: the storage, the data or the device failed it, and would fail every trial."""
 
     worker: int
-    message: str
-    hint: str
+    error: DftrackError
 
 
 Event = Started | Progress | Left | TrialEnded | Idle | WorkerDied | Finished | Refused

@@ -15,13 +15,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dftrack import __version__
-from dftrack.config import INCIDENTAL, Value, flatten
+from dftrack.config import INCIDENTAL, TrainConfig, Value, flatten
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import DftrackError, Interrupted, StoreError, require
+from dftrack.errors import DataError, DeviceError, DftrackError, Interrupted, StoreError, require
 from dftrack.experiment import Event as ExperimentEvent
 from dftrack.experiment import Plan, Result, Stage, run_experiment
 from dftrack.recording import TESTS_OPENED, record_start
-from dftrack.runtime import StopRequests, catch_stop_requests
+from dftrack.runtime import StopRequests, catch_stop_requests, pick_device, pick_precision
 from dftrack.study.case import KEY
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, TrialEnded
@@ -133,6 +133,7 @@ class _Session:
         require(request.workers >= 1, f"--workers must be at least 1, got {request.workers}")
         request = dataclasses.replace(request, store=request.store.expanduser())
         self.request, self.watch, self.stop = request, watch, stop
+        _require_device(request.definition.config({}).train)
         self.data = open_data(request.definition.config({}).data, request.store, self._stage)
         self.definition = _at_size(request.definition, self.data.image_size)
         mark = fingerprint(self.definition, self.data.digest, {"dftrack": __version__})
@@ -183,7 +184,7 @@ class _Session:
         except (Interrupted, KeyboardInterrupt):
             self.run.finish("KILLED", end="interrupted", reason="stopped on request; the same command goes on")
             raise
-        except StoreError as error:
+        except (StoreError, DataError, DeviceError) as error:
             with contextlib.suppress(StoreError):  # it passes, and the same command goes on
                 self.run.finish("KILLED", end="interrupted", reason=error.message)
             raise
@@ -416,6 +417,13 @@ def final_metrics(finals: Sequence[FinalTraining]) -> dict[str, float | None]:
         if known := spread(values):
             found |= {f"{name}/mean": known.mean, f"{name}/sd": known.sd}
     return found
+
+
+def _require_device(train: TrainConfig) -> None:
+    """Raise DeviceError, before any work, if the device or the precision asked for is not to be had here."""
+    device = pick_device(train.device)
+    if train.precision != "auto":  # to answer that, a card would be occupied; it is never refused
+        pick_precision(train.precision, device)
 
 
 def _study_key(study: OpenStudy) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dftrack.errors import EXIT_TERMINATED, DftrackError, Interrupted, StoreError
+from dftrack.errors import EXIT_TERMINATED, DataError, DeviceError, DftrackError, Interrupted, StoreError
 from dftrack.runtime import StopRequests, catch_stop_requests
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, Finished, Idle, Left, Progress, Refused, Started, TrialEnded
@@ -71,7 +71,7 @@ def run_worker(work: Work, index: int, pipe: Connection) -> None:
         except KeyboardInterrupt:  # a second request: no time to let go in good order
             raise SystemExit(EXIT_TERMINATED) from None
         except DftrackError as error:
-            send(Refused(index, error.message, error.hint))
+            send(Refused(index, error))
             raise SystemExit(EXIT_REFUSED) from error
 
 
@@ -115,7 +115,7 @@ def _do(
         return "superseded", str(news)
     except (Interrupted, KeyboardInterrupt) as request:
         stop, outcome = request, Outcome("released", reason="interrupted")
-    except StoreError as error:  # not the trial's fault: it goes on when the store is there again
+    except (StoreError, DataError, DeviceError) as error:  # not the trial's fault: every other would fail by it, too
         stop, outcome = error, Outcome("released", reason=error.message)
     except BaseException as error:  # a trial's failure, out of memory included, is not the study's
         text = f"{type(error).__name__}: {error}".strip().rstrip(":")

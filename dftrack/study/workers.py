@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-from dftrack.errors import StoreError, TrainingError, require
+from dftrack.errors import TrainingError, require
 from dftrack.runtime import catch_stop_requests
 from dftrack.study.events import Event, Finished, Progress, Refused, WorkerDied
 from dftrack.study.worker import Work, run_worker
@@ -63,7 +63,8 @@ def run_workers(
     gpus: names for CUDA_VISIBLE_DEVICES that the workers get in turn; None: all of this machine; (): a CPU shared out.
     A worker that dies is replaced. Ctrl-C or SIGTERM stops all of them at a safe point, a second one kills them (their
     trials can be taken up again either way); then Interrupted is raised. If this process is killed, they stop as well.
-    Raises TrainingError if workers die one after the other without an epoch done, StoreError if the storage fails.
+    Raises TrainingError if workers die one after the other without an epoch done, and what a worker cannot go on by:
+    StoreError, DataError or DeviceError.
     """
     require(count >= 1, f"--workers must be at least 1, got {count}")
     crew = _Crew(work, environments(count, find_gpus() if gpus is None else gpus))
@@ -96,7 +97,7 @@ def _watch(crew: _Crew, count: int, on_event: Callable[[Event], None], check: Ca
                 if isinstance(event, Finished):
                     reason = event.reason
                 elif isinstance(event, Refused):
-                    raise StoreError(event.message, event.hint)
+                    raise event.error
                 continue
             index, exit_code = crew.leave(pipe)
             if exit_code == 0:
