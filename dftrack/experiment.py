@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from dftrack.config import INCIDENTAL, Config, Value, flatten
 from dftrack.data.batches import Batches
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import Abandoned, DftrackError, Interrupted, StoreError, TrainingError
+from dftrack.errors import Abandoned, DataError, DftrackError, Interrupted, StoreError, TrainingError
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
@@ -78,6 +78,7 @@ class Plan:
     parent: str | None = None  # run id of the study
     key: str = ""  # names this very experiment; "": the one with these settings that was not finished, or a new one
     tags: Mapping[str, str] = field(default_factory=dict)
+    data_digest: str = ""  # of the only data that will do: others would not be comparable; "": any
     open_tests: bool = True  # score the test splits at the end
     pictures: bool = True  # record curves, confusion matrices and explanations, not only numbers
     keep_model: bool = True  # record the trained model
@@ -109,6 +110,11 @@ def run_experiment(
         watch(Stage(what, done, total))
 
     data = open_data(config.data, store, prepare)
+    if plan.data_digest not in ("", data.digest):
+        raise DataError(
+            f"the data have changed: {data.source} is {data.digest} now, the study began with {plan.data_digest}",
+            "bring them back as they were, or start a fresh study with --new",
+        )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=data.image_size))
     name = plan.key or _identity(config, data, device, precision)
     with _alone(store / "checkpoints" / name) as folder:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from dftrack.config import Config, DataConfig, TrainConfig
-from dftrack.errors import Interrupted, StoreError, TrainingError
+from dftrack.data.cache import open_data
+from dftrack.errors import DataError, Interrupted, StoreError, TrainingError
 from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
@@ -305,6 +306,26 @@ def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
     result = finish(small(odd), store, plan=Plan())
     text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
     assert "Andr" in text
+
+
+def test_a_trial_is_not_trained_on_data_that_changed_since_its_study_began(store: Path, tmp_path: Path) -> None:
+    faces = make_faces(tmp_path / "faces", train=8, val=4, test=2)
+    study = parse_study(SHORT_STUDY).revised({"data.source": str(faces)})
+    began = open_data(study.config({}).data, store).digest
+    parent = open_tracker(store).start_run("study", key="parent", settings={}, tags={})
+    train = TrialTrainer(study, store, "short", parent.run_id, began)
+    first = Job("short", 0, {"model.dropout": 0.5}, start_epoch=0, stop_epoch=1, is_last=False, attempt=1, token=1)
+    assert train(first, lambda epoch, value: None, StopRequests()).kind == "paused"
+    next((faces / "train" / "real").iterdir()).unlink()
+    told: list[int] = []
+    for job in (dataclasses.replace(first, start_epoch=1, stop_epoch=4, token=2), dataclasses.replace(first, trial=1)):
+        with pytest.raises(DataError, match=f"the data have changed: .* the study began with {began}") as caught:
+            train(job, lambda epoch, value: told.append(epoch), StopRequests())
+        assert "--new" in caught.value.hint
+    assert told == []
+    (trial,) = open_tracker(store).runs(parent=parent.run_id)
+    assert (trial.status, trial.end) == ("KILLED", "paused"), "the trial must be able to go on"
+    assert list((store / "checkpoints").rglob("*.safetensors")), "its checkpoint must be left alone"
 
 
 def test_a_trial_whose_checkpoint_lies_past_its_rung_pauses_all_the_same(faces: Path, store: Path) -> None:

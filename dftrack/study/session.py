@@ -210,12 +210,16 @@ class _Session:
             study=self.study.name,
             definition=self.definition,
             lives=self.request.store / "studies" / "workers",
-            train=TrialTrainer(self.definition, self.request.store, self.key, self.run.run_id),
+            train=TrialTrainer(self.definition, self.request.store, self.key, self.run.run_id, self._digest()),
             on_ended=TrialCloser(self.request.store, self.key),
         )
         if ended < total:  # else only the winner's trainings are left
             run_workers(work, self.request.workers, self._hear, check=self.stop.check)
         self._mend()
+
+    def _digest(self) -> str:
+        """Of the data that every training must have; "" if the study itself searches what is left out of them."""
+        return "" if "data.leaks" in self.definition.space else self.data.digest
 
     def _hear(self, event: Event) -> None:
         self.watch(event)
@@ -308,6 +312,7 @@ class _Session:
             parent=self.run.run_id,
             key=final_key(self.key, winner.number, seed),
             tags={"dftrack.study": self.study.name, "dftrack.trial": str(winner.number), "dftrack.seed": str(seed)},
+            data_digest=self._digest(),
         )
         for event in run_experiment(config, self.request.store, plan=plan, stop=self.stop):
             if not isinstance(event, Result):

@@ -25,9 +25,13 @@ class TrialTrainer:
     store: Path
     key: str  # of the study, in the names of runs and checkpoints
     parent: str  # run id of the study
+    data_digest: str = ""  # of the data it began with; "": any will do
 
     def __call__(self, job: Job, emit: Emit, stop: StopRequests) -> Outcome:
-        """Train from the trial's last checkpoint to the job's last epoch, in the trial's own run."""
+        """Train from the trial's last checkpoint to the job's last epoch, in the trial's own run.
+
+        Raises DataError if the data are not those that the study began with: nothing is trained on others.
+        """
 
         def go_on(epoch: Epoch) -> str:
             emit(epoch.number, value_of(epoch, self.definition.metric))
@@ -39,6 +43,7 @@ class TrialTrainer:
             parent=self.parent,
             key=trial_key(self.key, job.trial),
             tags={"dftrack.study": job.study, "dftrack.trial": str(job.trial)},
+            data_digest=self.data_digest,
             open_tests=False,
             pictures=False,
             keep_model=self.definition.keep_weights > 0,
