@@ -33,6 +33,10 @@ class StoreError(DftrackError):
     exit_code = 4
 
 
+class BusyExperiment(StoreError):  # noqa: N818 - says how it is
+    """Another process trains this very experiment now. It passes: that process ends, or hears that it was overtaken."""
+
+
 class DeviceError(DftrackError):
     """The device or precision asked for is not to be had on this machine."""
 

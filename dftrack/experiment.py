@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from dftrack.config import INCIDENTAL, Config, Value, flatten
 from dftrack.data.batches import Batches
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import Abandoned, DataError, DftrackError, Interrupted, StoreError, TrainingError
+from dftrack.errors import Abandoned, BusyExperiment, DataError, DftrackError, Interrupted, StoreError, TrainingError
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
@@ -238,7 +238,7 @@ def _alone(folder: Path) -> Iterator[Path]:
         lock = FileLock(folder / "lock", timeout=1.0)  # seconds: somebody may just be looking whether it is held
         lock.acquire()
     except Timeout as error:
-        raise StoreError(
+        raise BusyExperiment(
             "this very experiment (same settings, data and seed) is being trained by another process",
             "wait for it, or change a setting, for example --seed",
         ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage
 
-from dftrack.errors import DataError, DeviceError, Interrupted
+from dftrack.errors import BusyExperiment, DataError, DeviceError, Interrupted
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.file import parse_study
 from dftrack.study.fingerprint import Fingerprint, fingerprint
@@ -125,6 +125,16 @@ def train_without_data(_job: Job, _emit: Emit, _stop: object = None) -> Outcome:
 def train_without_device(_job: Job, _emit: Emit, _stop: object = None) -> Outcome:
     """The card is gone."""
     raise DeviceError("train.device is cuda, but PyTorch sees no CUDA card", "use --device cpu")
+
+
+def train_what_another_holds(job: Job, emit: Emit, _stop: object = None, *, notes: str) -> Outcome:
+    """Trial 1 is in the hands of a process that does not let go until it was asked for twice."""
+    asked = Path(notes) / "asked.txt"
+    if job.trial == 1 and (not asked.exists() or len(asked.read_text()) < 2):
+        with open(asked, "a") as file:
+            file.write("!")
+        raise BusyExperiment("this very experiment is being trained by another process")
+    return train(job, emit)
 
 
 def work(study: OpenStudy, design: StudyDefinition, folder: Path, **options: object) -> Work:

@@ -13,7 +13,7 @@ import torch
 
 from dftrack.config import Config, DataConfig, TrainConfig
 from dftrack.data.cache import open_data
-from dftrack.errors import DataError, Interrupted, StoreError, TrainingError
+from dftrack.errors import BusyExperiment, DataError, Interrupted, StoreError, TrainingError
 from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
@@ -140,7 +140,7 @@ def test_two_starts_of_one_experiment_at_once_do_not_disturb_each_other(faces: P
     events = run_experiment(small(faces), store, plan=PLAIN)
     while not isinstance(next(events), Step):
         pass
-    with pytest.raises(StoreError, match="is being trained by another process"):
+    with pytest.raises(BusyExperiment, match="is being trained by another process"):
         finish(small(faces), store)
     assert next(e for e in events if isinstance(e, Result)).end == "complete"
 

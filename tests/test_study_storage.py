@@ -408,6 +408,29 @@ def test_an_interrupted_trial_is_taken_up_before_anything_new(place: Path, tmp_p
     assert (again.trial, again.attempt, again.is_resumed) == (job.trial, 1, True), "a request to stop is no death"
 
 
+def test_a_trial_left_alone_is_passed_over_for_a_while_and_only_by_this_worker(
+    place: Path, tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = standins.opened(place, standins.definition(), trials=2)
+    mine, other = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def next_of(one: Queue) -> int:
+        job = one.next_job()
+        assert isinstance(job, Job)
+        one.finish(job, Outcome("released"))
+        return job.trial
+
+    assert next_of(mine) == 0
+    mine.leave_alone(0, 15.0)
+    assert (next_of(mine), next_of(other)) == (1, 0), "there is other work, and others may try"
+    mine.leave_alone(1, 5.0)
+    assert isinstance(mine.next_job(), Wait), "nothing else to do: a pause, no loop that grabs it again and again"
+    now[0] += 15
+    assert next_of(mine) == 0
+
+
 @pytest.mark.parametrize("how", ["released", "dead"])
 def test_a_trial_stopped_after_its_rungs_epoch_pauses_there(
     place: Path, tmp_path: Path, lives: list[Life], how: str

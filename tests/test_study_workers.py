@@ -19,7 +19,7 @@ from postgres import postgres_server
 
 from dftrack.errors import DataError, DeviceError, DftrackError, SettingError, StoreError, TrainingError
 from dftrack.study import workers
-from dftrack.study.events import Event, Finished, Progress, Started, TrialEnded, WorkerDied
+from dftrack.study.events import Event, Finished, Left, Progress, Started, TrialEnded, WorkerDied
 from dftrack.study.jobs import Ended
 from dftrack.study.opening import OpenStudy, load, reopen
 from dftrack.study.records import Reader, Record
@@ -270,6 +270,21 @@ def test_data_or_a_device_that_are_not_there_stop_the_study_and_fail_no_trial(
     assert (record.status, record.claim.state, record.claim.deaths) == ("running", "released", 0)
     run_workers(standins.work(opened, standins.definition(), tmp_path), 1, gpus=())
     assert_sound(ended(tmp_path / "optuna.db"), 9)
+
+
+def test_a_trial_that_another_process_still_holds_is_given_back_and_ends_no_worker(
+    opened: OpenStudy, tmp_path: Path
+) -> None:
+    work = standins.work(opened, standins.definition(), tmp_path)
+    train = partial(standins.train_what_another_holds, notes=str(tmp_path))
+    events: list[Event] = []
+    run_workers(dataclasses.replace(work, train=train, busy=0.1), 1, events.append, gpus=())
+    records = ended(tmp_path / "optuna.db")
+    assert_sound(records, 9)
+    assert [event.trial for event in events if isinstance(event, Left) and event.how == "released"] == [1, 1]
+    assert not any(isinstance(event, WorkerDied) for event in events)
+    assert records[1].claim is not None
+    assert records[1].claim.deaths == 0, "to give back is no death"
 
 
 def test_no_workers_are_refused(opened: OpenStudy, tmp_path: Path) -> None:

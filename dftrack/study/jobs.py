@@ -6,6 +6,7 @@ worker whose trial was given to another one hears so with its next report and dr
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,7 @@ class Queue:
         self._exhausted = False  # every point of the space has been tried
         self._total = definition.total(study.trials())
         self._beats = 0
+        self._left_alone: dict[int, float] = {}  # trial -> until when (monotonic)
 
     # What a worker asks and says
 
@@ -144,6 +146,10 @@ class Queue:
         self._beats += 1
         self._backend.set_trial_user_attr(self._id(job.trial), BEAT, f"{job.token}:{self._beats}")
 
+    def leave_alone(self, trial: int, seconds: float) -> None:
+        """Do not take this trial up for so long: somebody is still about to drop it. Other workers may."""
+        self._left_alone[trial] = time.monotonic() + seconds
+
     # Under the lock
 
     def _locked(self, step: Callable[[], T]) -> T:
@@ -179,6 +185,8 @@ class Queue:
             if record.status != "running" or claim is None:
                 continue
             released = claim.state == "released"
+            if released and time.monotonic() < self._left_alone.get(record.number, 0.0):
+                continue
             if not released and claim.worker == self._worker.name:
                 return self._job(record, claim)  # granted, but the answer was lost on its way
             if not released and not self._watch.is_dead(record):

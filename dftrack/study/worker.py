@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from dftrack.errors import EXIT_TERMINATED, DataError, DeviceError, DftrackError, Interrupted, StoreError
+from dftrack.errors import (
+    EXIT_TERMINATED,
+    BusyExperiment,
+    DataError,
+    DeviceError,
+    DftrackError,
+    Interrupted,
+    StoreError,
+)
 from dftrack.runtime import StopRequests, catch_stop_requests
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, Finished, Idle, Left, Progress, Refused, Started, TrialEnded
@@ -24,6 +32,7 @@ Train = Callable[[Job, Emit, StopRequests], Outcome]  # looks at the requests wh
 OnEnded = Callable[[Ended], None]
 
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two looks for work
+BUSY_SECONDS = 15.0  # that a trial is left alone whose former worker has not let go of its checkpoints yet
 EXIT_REFUSED = 70  # of a worker that could not go on and has said why
 
 
@@ -39,6 +48,7 @@ class Work:
     on_ended: OnEnded | None = None  # called by the worker that ends a trial, after the storage knows
     patience: float = PATIENCE  # seconds
     grace: float = GRACE  # seconds
+    busy: float = BUSY_SECONDS
 
 
 def run_worker(work: Work, index: int, pipe: Connection) -> None:
@@ -115,6 +125,9 @@ def _do(
         return "superseded", str(news)
     except (Interrupted, KeyboardInterrupt) as request:
         stop, outcome = request, Outcome("released", reason="interrupted")
+    except BusyExperiment as error:  # its former worker was silent, not dead, and has not heard yet that it was overtaken
+        outcome = Outcome("released", reason=error.message)
+        queue.leave_alone(job.trial, work.busy)
     except (StoreError, DataError, DeviceError) as error:  # not the trial's fault: every other would fail by it, too
         stop, outcome = error, Outcome("released", reason=error.message)
     except BaseException as error:  # a trial's failure, out of memory included, is not the study's
