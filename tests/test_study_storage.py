@@ -1,5 +1,7 @@
 """Where studies live: made, continued, refused; and the queue's promises, one by one."""
 
+import errno
+import fcntl
 import multiprocessing
 import shutil
 import socket
@@ -21,7 +23,7 @@ from postgres import Server, postgres_server
 from dftrack.errors import SettingError, StoreError, TrainingError
 from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Done, Ended, Job, Outcome, Queue, Superseded, Wait
-from dftrack.study.liveness import Life, Watch
+from dftrack.study.liveness import Life, Watch, is_free
 from dftrack.study.opening import OpenStudy, StudyChanged, latest, load, open_study, reopen
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage, read_url
@@ -551,6 +553,58 @@ def test_a_far_worker_is_judged_by_its_counter_and_ones_own_clock(
     assert is_dead()
     far.beat(job)
     assert not is_dead(), "it was only slow"
+
+
+def test_a_dead_worker_of_another_machine_is_buried_without_a_look_at_its_files(
+    place: Path, tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their paths mean nothing here: to lock one makes folders, or fails, and every worker dies by it."""
+    from dftrack.study import liveness
+
+    opened = standins.opened(place, standins.definition())
+    with monkeypatch.context() as patch:
+        patch.setattr(liveness, "this_machine", lambda: "far/away")
+        far = queue(opened, lives, tmp_path / "far")
+        job = far.next_job()
+    lives.pop().end()
+    (tmp_path / "far" / "workers").rmdir()
+    (tmp_path / "far").rmdir()
+    mine = queue(opened, lives, tmp_path, watch=Watch(grace=0.0))
+    mine.next_job()  # the first look; a silence shows with the second
+    lives.append(Life(tmp_path / "workers"))
+    again = Queue(opened, standins.definition(), lives[-1].worker, watch=mine._watch).next_job()
+    assert isinstance(job, Job) and isinstance(again, Job)
+    assert (again.trial, again.attempt) == (job.trial, 2)
+    assert not (tmp_path / "far").exists(), "the path of another machine was made here"
+
+
+def test_to_ask_whether_a_worker_lives_makes_nothing(tmp_path: Path, lives: list[Life]) -> None:
+    assert is_free(tmp_path / "no" / "such.alive")
+    assert is_free(tmp_path / "gone.alive")
+    assert list(tmp_path.iterdir()) == []
+    lives.append(Life(tmp_path / "workers"))
+    assert not is_free(lives[0].worker.life)
+    lives[0]._lock.release()
+    assert is_free(lives[0].worker.life)
+
+
+def test_a_worker_can_begin_while_somebody_looks_whether_it_lives(
+    tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A doctor's look holds the lock for a moment."""
+    real = fcntl.flock
+    looks: list[int] = []
+
+    def held_at_first(handle: int, how: int) -> None:
+        if not looks and how & fcntl.LOCK_EX:
+            looks.append(handle)
+            raise BlockingIOError(errno.EWOULDBLOCK, "held")
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", held_at_first)
+    lives.append(Life(tmp_path / "workers"))
+    assert looks
+    assert not is_free(lives[0].worker.life)
 
 
 def test_a_value_that_is_no_number_is_refused(place: Path, tmp_path: Path, lives: list[Life]) -> None:

@@ -8,6 +8,7 @@ worker whose trial was given to another one hears so with its next report and dr
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -192,7 +193,7 @@ class Queue:
             if not released and not self._watch.is_dead(record):
                 continue
             if claim.stop in record.curve and claim.stop != self._definition.epochs:
-                _bury(claim)
+                _bury(claim, self._worker.machine)
                 self._pause(record.number, claim)  # stopped after the last thing it had to do, before it could say so
                 return self._next()
             if released:
@@ -289,7 +290,7 @@ class Queue:
 
     def _grant(self, record: Record, stop: int, deaths: int) -> Job:
         assert record.claim is not None
-        _bury(record.claim)
+        _bury(record.claim, self._worker.machine)
         claim = self._claim(record.claim.token + 1, stop, deaths)
         self._write(record.number, claim)
         return self._job(record, claim)
@@ -332,10 +333,12 @@ class Queue:
         return self._backend.get_trial_id_from_study_id_trial_number(self._study.study_id, number)
 
 
-def _bury(claim: Claim) -> None:
-    """Remove the sign of life of a dead worker."""
-    if claim.life and is_free(Path(claim.life)):
-        Path(claim.life).unlink(missing_ok=True)
+def _bury(claim: Claim, machine: str) -> None:
+    """Remove the sign of life of a dead worker of this machine: the path of another's means nothing here."""
+    life = Path(claim.life)
+    if claim.machine == machine and life.is_file() and is_free(life):
+        with suppress(OSError):  # somebody else's, or gone: `Life` clears away what is left
+            life.unlink(missing_ok=True)
 
 
 def _let_go(claim: Claim, state: Literal["paused", "released"]) -> Claim:

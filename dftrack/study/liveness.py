@@ -6,7 +6,9 @@ storage: if it stood still for `GRACE` seconds of the observer's own monotonic c
 Clocks of different machines are never compared.
 """
 
+import fcntl
 import logging
+import os
 import secrets
 import socket
 import threading
@@ -47,7 +49,7 @@ class Life:
         machine = this_machine()
         name = f"{machine.split('/')[0]}-{secrets.token_hex(6)}"
         self.worker = Worker(name, machine, (folder / f"{name}.alive").absolute())
-        self._lock = filelock.FileLock(self.worker.life, timeout=0, thread_local=False)
+        self._lock = filelock.FileLock(self.worker.life, timeout=1, thread_local=False)  # s: `is_free` may just look
         self._lock.acquire()
 
     def end(self) -> None:
@@ -117,13 +119,23 @@ class Heart(threading.Thread):
 
 
 def is_free(life: Path) -> bool:
-    """Whether nobody holds the file: its worker is dead."""
-    lock = filelock.FileLock(life, timeout=0, is_singleton=False)
+    """Whether nobody holds the file: its worker is dead. A file that is not there is free; nothing is ever made.
+
+    One that cannot be opened (another user's) counts as held: nobody is taken for dead by it.
+    """
     try:
-        with lock:
-            return True
-    except filelock.Timeout:
+        handle = os.open(life, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
         return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what filelock.FileLock holds
+    except OSError:
+        return False
+    finally:
+        os.close(handle)  # and with it the lock
+    return True
 
 
 def this_machine() -> str:
