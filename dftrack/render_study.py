@@ -37,6 +37,8 @@ def show_study(summary: StudySummary) -> None:
         show_table("The winner, trained again", ["seed", definition.metric, *(f"{t} AUC" for t in tests)], finals)
     found = verdict(summary)
     console = out()
+    for failed in summary.failed_finals:
+        console.print(f"[red]failed[/] with seed {failed.seed}: {plain(failed.reason)}", soft_wrap=True)
     console.print(
         f"against the baseline ({number(summary.baseline)}): {found.word}: {plain(found.reason)}", soft_wrap=True
     )

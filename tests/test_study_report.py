@@ -20,7 +20,7 @@ from dftrack.document import Commands, Grid, Words, to_html, to_markdown
 from dftrack.study import report
 from dftrack.study.naming import trial_name
 from dftrack.study.records import Record
-from dftrack.study.summary import FinalTraining, StudySummary, best_record, cost, trials_table, verdict
+from dftrack.study.summary import FailedFinal, FinalTraining, StudySummary, best_record, cost, trials_table, verdict
 from dftrack.study.verdict import judge, spread
 
 PNG = b"\x89PNG\r\n\x1a\nxx"
@@ -194,6 +194,16 @@ def test_the_report_answers_every_question() -> None:
     assert "Opened for the winner, and once for an earlier winner of this study." in text
     for words in ("study status --store /s/t --study my.toml", "ui --store /s/t", "doctor --store /s/t"):
         assert f"dftrack {words}" in text, f"the report does not say {words!r}"
+
+
+def test_a_final_training_that_failed_is_told_with_its_reason_and_left_out_of_the_mean() -> None:
+    told = summary(
+        finals=finals(0.90, 0.92), failed_finals=(FailedFinal(3, "run3", "the loss is not finite at epoch 2, step 1"),)
+    )
+    text = report.markdown(told)
+    assert "| winner, mean of 2 of 3 final trainings | 0.9100 |" in text
+    assert "| 3 | the loss is not finite at epoch 2, step 1 | run3 |" in text
+    assert "final training failed" not in report.markdown(dataclasses.replace(told, failed_finals=()))
 
 
 STATES = {

@@ -14,7 +14,7 @@ from dftrack.document import Block, Commands, Grid, Heading, Picture, Words, to_
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.naming import short_value, trial_name
 from dftrack.study.records import Record
-from dftrack.study.summary import LIMITS, Cost, FinalTraining, StudySummary, best_record, cost, ranking, verdict
+from dftrack.study.summary import LIMITS, Cost, FailedFinal, FinalTraining, StudySummary, best_record, cost, ranking, verdict
 from dftrack.study.verdict import CONFIDENCE, Spread, Verdict, spread
 
 UNDEFINED = "undefined"
@@ -113,7 +113,7 @@ def _known(params: Mapping[str, Value], definition: StudyDefinition) -> dict[str
 
 
 def _comparison(summary: StudySummary) -> list[Block]:
-    definition, finals = summary.definition, summary.finals
+    definition, finals, failed = summary.definition, summary.finals, summary.failed_finals
     if best_record(summary.records, definition.direction) is None:
         return []
     blocks: list[Block] = [Heading("Is it better than the baseline, beyond seed noise?")]
@@ -126,7 +126,7 @@ def _comparison(summary: StudySummary) -> list[Block]:
         interval = f"{max(low, noise.low):.4f} to {min(high, noise.high):.4f}"
     rows = [
         ("baseline", _number(summary.baseline)),
-        (f"winner, mean of {len(finals)} final trainings", _number(noise.mean if noise else None)),
+        (f"winner, mean of {_share_of(finals, failed)} final trainings", _number(noise.mean if noise else None)),
         ("standard deviation between seeds", _number(noise.sd if noise else None)),
         (f"one more training of the winner, {CONFIDENCE:.0%} prediction interval", interval),
     ]
@@ -136,7 +136,14 @@ def _comparison(summary: StudySummary) -> list[Block]:
         blocks.append(
             Grid(("seed", definition.metric, "run"), [(str(f.seed), _number(f.val), f.run_id) for f in finals])
         )
+    if failed:
+        blocks.append(Words("With these seeds the final training failed; the mean leaves them out:"))
+        blocks.append(Grid(("seed", "reason", "run"), [(str(f.seed), f.reason, f.run_id) for f in failed]))
     return blocks
+
+
+def _share_of(finals: Sequence[FinalTraining], failed: Sequence[FailedFinal]) -> str:
+    return f"{len(finals)} of {len(finals) + len(failed)}" if failed else str(len(finals))
 
 
 def _caution(summary: StudySummary, noise: Spread | None) -> list[Block]:

@@ -17,9 +17,18 @@ from filelock import FileLock, Timeout
 from dftrack import __version__
 from dftrack.config import INCIDENTAL, TrainConfig, Value, flatten
 from dftrack.data.cache import DataSet, open_data
-from dftrack.errors import DataError, DeviceError, DftrackError, Interrupted, StoreError, require
+from dftrack.errors import (
+    DataError,
+    DeviceError,
+    DftrackError,
+    Interrupted,
+    MetricError,
+    StoreError,
+    TrainingError,
+    require,
+)
 from dftrack.experiment import Event as ExperimentEvent
-from dftrack.experiment import Plan, Result, Stage, run_experiment
+from dftrack.experiment import Notice, Plan, Result, Stage, run_experiment
 from dftrack.recording import TESTS_OPENED, record_start
 from dftrack.runtime import StopRequests, catch_stop_requests, pick_device, pick_precision
 from dftrack.study.case import KEY
@@ -34,12 +43,12 @@ from dftrack.study.plots import plots
 from dftrack.study.records import Reader, Record
 from dftrack.study.report import html, markdown
 from dftrack.study.storage import Storage
-from dftrack.study.summary import FinalTraining, StudySummary, cost, ranking, trials_table, verdict
+from dftrack.study.summary import FailedFinal, FinalTraining, StudySummary, cost, ranking, trials_table, verdict
 from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.study.verdict import spread
 from dftrack.study.worker import Work
 from dftrack.study.workers import run_workers
-from dftrack.tracking import Run, RunRecord, Tracker, open_tracker
+from dftrack.tracking import REASON_TAG, Run, RunRecord, Tracker, open_tracker
 
 REFRESH_SECONDS = 60.0  # at least so long between two reports while trials train,
 REFRESH_TIMES = 20  # and so many times what the last one took: meanwhile nobody listens to the workers
@@ -102,6 +111,7 @@ class Outcome:
             else None,
             "baseline": summary.baseline,
             "finals": [{"seed": f.seed, "run_id": f.run_id, "value": f.val} for f in summary.finals],
+            "finals_failed": [dataclasses.asdict(failed) for failed in summary.failed_finals],
             "verdict": {"word": found.word, "reason": found.reason},
             "epochs": cost(summary).epochs,
             "epochs_full_search": cost(summary).full_epochs,
@@ -273,7 +283,10 @@ class _Session:
         return self.definition.total(self.storage.patiently(self.study.trials))
 
     def train_finals(self) -> None:
-        """Train the winner again with other seeds, and open the test splits for it. One process at a time."""
+        """Train the winner again with other seeds, and open the test splits for it. One process at a time.
+
+        A seed whose training fails is left to the report; the next start of the command tries it again.
+        """
         ranked = self.ranked()
         if not ranked or not self.definition.final_seeds:
             return
@@ -285,7 +298,10 @@ class _Session:
             for number, seed in enumerate(self._final_seeds(), start=1):
                 if seed not in done:
                     self.watch(FinalStarted(winner.number, seed, number, self.definition.final_seeds))
-                    self._train_final(winner, seed)
+                    try:
+                        self._train_final(winner, seed)
+                    except (TrainingError, MetricError) as error:
+                        self.watch(Notice(f"the final training with seed {seed} failed: {error.message}"))
 
     @contextlib.contextmanager
     def _waited(self, lock: FileLock) -> Iterator[None]:
@@ -338,6 +354,17 @@ class _Session:
                 found.append(FinalTraining(seed, run.run_id, run.metrics[self.definition.metric], tests))
         return found
 
+    def failed_finals(self) -> list[FailedFinal]:
+        """The final trainings of the winner that failed, by seed."""
+        ranked = self.ranked()
+        return [
+            FailedFinal(seed, run.run_id, run.tags.get(REASON_TAG, "no reason was recorded"))
+            for seed in (self._final_seeds() if ranked else ())
+            for run in self.tracker.runs(
+                tags={"dftrack.key": final_key(self.key, ranked[0].number, seed)}, status="FAILED"
+            )
+        ]
+
     def summary(self) -> StudySummary:
         """How the study stands, as plain values."""
         records = self._records()
@@ -353,6 +380,7 @@ class _Session:
             trials=self._total(),
             data_digest=self.data.digest,
             finals=finals,
+            failed_finals=self.failed_finals(),
             baseline=next((r.value for r in records if r.params == baseline and r.status == "complete"), None),
             seconds={number: self._seconds(run) for number, run in of_trials.items()},
             final_seconds=sum(self._seconds(self.tracker.find_run(final.run_id)) for final in finals) or None,

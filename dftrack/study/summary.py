@@ -27,6 +27,15 @@ class FinalTraining:
     tests: Mapping[str, Mapping[str, float | None]]  # test split -> metric -> value; None: undefined
 
 
+@dataclass(frozen=True, slots=True)
+class FailedFinal:
+    """A final training that failed: it says nothing about the winner's mean, and something about its settings."""
+
+    seed: int
+    run_id: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySummary:
     """All that a report says, as plain values."""
@@ -37,6 +46,7 @@ class StudySummary:
     trials: int  # how many there are to be in the end
     data_digest: str
     finals: Sequence[FinalTraining] = ()
+    failed_finals: Sequence[FailedFinal] = ()
     baseline: float | None = None  # the metric of the baseline's settings trained to the end; None: not known
     seconds: Mapping[int, float] = field(default_factory=dict)  # trial -> seconds that its epochs took; absent: unknown
     final_seconds: float | None = None  # of all final trainings; None: unknown
