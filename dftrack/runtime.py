@@ -97,15 +97,19 @@ class StopRequests:
 def catch_stop_requests() -> Iterator[StopRequests]:
     """While the block runs, Ctrl-C and SIGTERM are noted instead of acted on; a second one interrupts at once.
 
+    A request that came another way (somebody set `exit_code`) does not make the first signal a second one.
     Only the main thread can do this; elsewhere the requests are simply never set.
     """
     requests = StopRequests()
     codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
 
+    signals: list[int] = []
+
     def note(number: int, _frame: FrameType | None) -> None:
-        if requests.exit_code is not None:
+        signals.append(number)
+        if len(signals) > 1:
             raise KeyboardInterrupt
-        requests.exit_code = codes[signal.Signals(number)]
+        requests.exit_code = requests.exit_code or codes[signal.Signals(number)]
 
     try:
         before = {number: signal.signal(number, note) for number in codes}

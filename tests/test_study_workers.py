@@ -1,6 +1,7 @@
 """Workers: several processes, any of which may die at any moment, and a study that comes out whole."""
 
 import dataclasses
+import multiprocessing
 import os
 import random
 import signal
@@ -17,8 +18,9 @@ import pytest
 import standins
 from postgres import postgres_server
 
-from dftrack.errors import DataError, DeviceError, DftrackError, SettingError, StoreError, TrainingError
-from dftrack.study import workers
+from dftrack.errors import DataError, DeviceError, DftrackError, Interrupted, SettingError, StoreError, TrainingError
+from dftrack.runtime import catch_stop_requests
+from dftrack.study import worker, workers
 from dftrack.study.events import Event, Finished, Left, Progress, Started, TrialEnded, WorkerDied
 from dftrack.study.jobs import Ended
 from dftrack.study.opening import OpenStudy, load, reopen
@@ -233,6 +235,41 @@ def test_a_stopped_command_lets_go_of_its_trials_and_can_go_on(how: signal.Signa
         assert command(tmp_path, 2, seconds=0.0).wait(timeout=120) == 0
         assert_sound(ended(tmp_path / "optuna.db"), 30)
         assert epochs_done(tmp_path) == 71, "what was trained before the stop must not be trained again"
+
+
+def test_the_parents_word_after_a_signal_of_ones_own_is_no_second_request() -> None:
+    """systemd and Slurm send SIGTERM to all processes; a second request would cut the saving short."""
+    parent, pipe = multiprocessing.Pipe()
+    for signal_comes_first in (True, False):
+        with catch_stop_requests() as requests:
+            if signal_comes_first:
+                os.kill(os.getpid(), signal.SIGTERM)
+            parent.send("stop")
+            worker._obey(pipe, requests)
+            if not signal_comes_first:
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert requests.exit_code == 143
+    parent.close()
+    with catch_stop_requests() as alone:
+        worker._obey(pipe, alone)
+    assert alone.exit_code == 143, "the death of the parent is a request as well"
+    pipe.close()
+
+
+def test_a_request_after_the_last_look_is_not_swallowed(
+    opened: OpenStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the final trainings begin, and a person asks in vain."""
+
+    def asked_at_the_last_moment(*_: object) -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return "all trials have ended"
+
+    monkeypatch.setattr(workers._Crew, "start", lambda *_: None)
+    monkeypatch.setattr(workers, "_watch", asked_at_the_last_moment)
+    with pytest.raises(Interrupted) as caught:
+        run_workers(standins.work(opened, standins.definition(), tmp_path), 1, gpus=())
+    assert caught.value.exit_code == 143
 
 
 def test_workers_that_die_one_after_the_other_end_the_command(

@@ -1,7 +1,6 @@
 """One worker: a process that takes jobs from the queue until there are none, or until it is told to stop."""
 
 import os
-import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -60,7 +59,7 @@ def run_worker(work: Work, index: int, pipe: Connection) -> None:
     os.setpgrp()  # Ctrl-C is the parent's business: it tells us once
     send = _Sender(pipe)
     with catch_stop_requests() as requests:
-        threading.Thread(target=_obey, args=(pipe,), name="obey", daemon=True).start()
+        threading.Thread(target=_obey, args=(pipe, requests), name="obey", daemon=True).start()
         life: Life | None = None
         try:
             storage = Storage(work.url, patience=work.patience)
@@ -156,11 +155,15 @@ class _Sender:
             self._pipe.send(event)
 
 
-def _obey(pipe: Connection) -> None:
-    """Turn the parent's word, or its death, into SIGTERM: one way to stop, wherever the training is."""
+def _obey(pipe: Connection, requests: StopRequests) -> None:
+    """Note the parent's word, or its death, as a request to stop.
+
+    Not as a signal: where SIGTERM reached the whole group (systemd, Slurm) it would be the second one, and cut short
+    the saving that the first one asked for.
+    """
     with suppress(EOFError, OSError):
         pipe.recv()
-    os.kill(os.getpid(), signal.SIGTERM)
+    requests.exit_code = requests.exit_code or EXIT_TERMINATED
 
 
 def _pass_on(ended: Ended, work: Work, index: int, send: Callable[[Event], None]) -> None:

@@ -77,10 +77,12 @@ def run_workers(
                 check()
                 requests.check()
 
-            return _watch(crew, count, on_event, both)
+            reason = _watch(crew, count, on_event, both)
         except BaseException:
             _stop(crew, on_event)
             raise
+    requests.check()  # one that came after the last look: whoever called is not to begin anything new
+    return reason
 
 
 def _watch(crew: _Crew, count: int, on_event: Callable[[Event], None], check: Callable[[], None]) -> str:
