@@ -82,6 +82,7 @@ class Plan:
     open_tests: bool = True  # score the test splits at the end
     pictures: bool = True  # record curves, confusion matrices and explanations, not only numbers
     keep_model: bool = True  # record the trained model
+    keep_checkpoints: bool = False  # at the end, too: whoever asks calls `forget` when nothing can want them any more
     go_on: Callable[[Epoch], str] = lambda epoch: ""  # after an epoch: "" to go on, else "paused" or "pruned"
 
 
@@ -143,7 +144,7 @@ def run_experiment(
                     progress=prepare,
                 )
             run.finish("KILLED" if end else "FINISHED", end=end or "complete")
-        if end != "paused":
+        if end != "paused" and not plan.keep_checkpoints:
             forget(store, name)
     yield Result(run.run_id, end or "complete", final, tuple(training.state.history))
 

@@ -19,8 +19,8 @@ from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
 from dftrack.runtime import StopRequests
 from dftrack.study.file import parse_study
-from dftrack.study.jobs import Job
-from dftrack.study.trials import TrialTrainer
+from dftrack.study.jobs import Ended, Job
+from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.tracking import Run, open_tracker
 from tests.makers import make_faces
 
@@ -306,6 +306,29 @@ def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
     result = finish(small(odd), store, plan=Plan())
     text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
     assert "Andr" in text
+
+
+def test_a_trial_killed_between_its_end_and_optunas_knowledge_of_it_is_not_trained_again_from_the_start(
+    faces: Path, store: Path
+) -> None:
+    study = parse_study(SHORT_STUDY).revised({"data.source": str(faces)})
+    parent = open_tracker(store).start_run("study", key="parent", settings={}, tags={})
+    train = TrialTrainer(study, store, "short", parent.run_id)
+    job = Job("short", 0, {"model.dropout": 0.5}, start_epoch=0, stop_epoch=1, is_last=False, attempt=1, token=1)
+    assert train(job, lambda epoch, value: None, StopRequests()).kind == "paused"
+    last = dataclasses.replace(job, start_epoch=1, stop_epoch=4, is_last=True, token=2)
+    values = []
+    for attempt in (last, dataclasses.replace(last, start_epoch=4, attempt=2, token=3)):
+        told: list[int] = []
+        outcome = train(attempt, lambda epoch, value: told.append(epoch), StopRequests())
+        assert outcome.kind == "complete"
+        assert 1 not in told, "its checkpoint was gone before Optuna knew that it had ended"
+        values.append(outcome.value)
+    assert values[0] == values[1]
+    (trial,) = open_tracker(store).runs(parent=parent.run_id)
+    assert (trial.status, trial.end) == ("FINISHED", "complete")
+    TrialCloser(store, "short")(Ended(0, "complete", values[0], ""))
+    assert not list((store / "checkpoints").rglob("*.safetensors")), "they go once Optuna knows"
 
 
 def test_a_trial_is_not_trained_on_data_that_changed_since_its_study_began(store: Path, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class TrialTrainer:
             open_tests=False,
             pictures=False,
             keep_model=self.definition.keep_weights > 0,
+            keep_checkpoints=True,  # a kill may come before Optuna knows of the end; then `TrialCloser` forgets them
             go_on=go_on,
         )
         *_, result = run_experiment(self.definition.config(job.params), self.store, plan=plan, stop=stop)
