@@ -23,6 +23,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Augmentation = Literal["none", "flip", "flip-color"]
 Leaks = Literal["leave-out", "refuse", "allow"]
 
+SEEDS = 2**31  # a seed is one of 0 to SEEDS - 1
 POOLINGS = 3  # each halves the picture, so a side of at least 2**3 pixels is needed
 BASELINE_DATA = "sample"
 TRUE, FALSE = frozenset({"true", "yes", "on", "1"}), frozenset({"false", "no", "off", "0"})
@@ -93,7 +94,7 @@ class TrainConfig:
             math.isfinite(self.weight_decay) and self.weight_decay >= 0,
             f"train.weight_decay must be 0 or more, got {self.weight_decay}",
         )
-        require(0 <= self.seed < 2**31, f"train.seed must be from 0 to 2147483647, got {self.seed}")
+        require(0 <= self.seed < SEEDS, f"train.seed must be from 0 to {SEEDS - 1}, got {self.seed}")
         require(
             math.isfinite(self.checkpoint_seconds) and self.checkpoint_seconds >= 0,
             f"train.checkpoint_seconds must be 0 or more, got {self.checkpoint_seconds}",

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dftrack.config import Config, flatten
+from dftrack.config import SEEDS, Config, flatten
 from dftrack.errors import SettingError
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import parse_study, read_study
 from dftrack.study.fingerprint import differences, fingerprint
 from dftrack.study.halving import cost
+from dftrack.study.session import unused_seeds
 from dftrack.study.space import Choice, Float, Int, points, size
 from dftrack.study.toml_lines import parse_toml
 
@@ -45,6 +46,15 @@ def test_every_study_that_comes_with_dftrack_is_sound(file: Path) -> None:
 def test_the_grid_has_as_many_points_as_its_file_says() -> None:
     study = read_study(STUDIES / "grid.toml")
     assert size(study.space) == study.trials == len(list(points(study.space)))
+
+
+@pytest.mark.parametrize(("seed", "others"), [(0, [1, 2, 3]), (SEEDS - 2, [SEEDS - 1, 0, 1])])
+def test_the_final_trainings_have_seeds_that_the_search_did_not_use(seed: int, others: list[int]) -> None:
+    """Also where the search's own is the last one there is: it must not fail after the whole search."""
+    study = parse_study(SPACE).revised({"train.seed": seed})
+    assert unused_seeds(study) == others
+    for other in others:
+        study.config({"train.seed": other})
 
 
 # Text, the line of the culprit, words of the message, words of the hint.

@@ -15,7 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dftrack import __version__
-from dftrack.config import INCIDENTAL, TrainConfig, Value, flatten
+from dftrack.config import INCIDENTAL, SEEDS, TrainConfig, Value, flatten
 from dftrack.data.cache import DataSet, open_data
 from dftrack.errors import (
     DataError,
@@ -295,7 +295,7 @@ class _Session:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with self._waited(FileLock(lock)):
             done = {final.seed for final in self.finals()}
-            for number, seed in enumerate(self._final_seeds(), start=1):
+            for number, seed in enumerate(unused_seeds(self.definition), start=1):
                 if seed not in done:
                     self.watch(FinalStarted(winner.number, seed, number, self.definition.final_seeds))
                     try:
@@ -314,11 +314,6 @@ class _Session:
             yield
         finally:
             lock.release()
-
-    def _final_seeds(self) -> list[int]:
-        """Seeds that no trial was trained with."""
-        own = self.definition.config({}).train.seed
-        return [own + 1 + index for index in range(self.definition.final_seeds)]
 
     def _train_final(self, winner: Record, seed: int) -> None:
         config = self.definition.config({**winner.params, "train.seed": seed})
@@ -340,7 +335,7 @@ class _Session:
         if not ranked:
             return []
         found = []
-        for seed in self._final_seeds():
+        for seed in unused_seeds(self.definition):
             key = final_key(self.key, ranked[0].number, seed)
             for run in self.tracker.runs(tags={"dftrack.key": key}, status="FINISHED"):
                 tests: Mapping[str, Mapping[str, float | None]] = {
@@ -359,7 +354,7 @@ class _Session:
         ranked = self.ranked()
         return [
             FailedFinal(seed, run.run_id, run.tags.get(REASON_TAG, "no reason was recorded"))
-            for seed in (self._final_seeds() if ranked else ())
+            for seed in (unused_seeds(self.definition) if ranked else ())
             for run in self.tracker.runs(
                 tags={"dftrack.key": final_key(self.key, ranked[0].number, seed)}, status="FAILED"
             )
@@ -427,6 +422,12 @@ class _Session:
                 **final_metrics(summary.finals),
             }
         )
+
+
+def unused_seeds(definition: StudyDefinition) -> list[int]:
+    """Seeds that no trial was trained with: those after the study's own; after the last one comes 0."""
+    own = definition.config({}).train.seed
+    return [(own + 1 + index) % SEEDS for index in range(definition.final_seeds)]
 
 
 def openings(tracker: Tracker, data_digest: str) -> set[tuple[str, str]]:
