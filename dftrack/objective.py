@@ -4,6 +4,8 @@
 through the same `run_experiment`.
 """
 
+import hashlib
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from dftrack.config import Config, Value, vary
 from dftrack.errors import MetricError
 from dftrack.experiment import Plan, Result, run_experiment
 from dftrack.learning.training import Epoch
-from dftrack.study.naming import trial_name
+from dftrack.study.naming import trial_key, trial_name
 from dftrack.study.space import Choice, Float, Int, Space
 
+KEY = "dftrack.objective"  # attribute of a study: its part in the names of its runs
 SPACE: Space = {  # the one of studies/default.toml
     "train.learning_rate": Float(1e-5, 1e-2, log=True),
     "model.dropout": Float(0.0, 0.7),
@@ -48,6 +51,7 @@ class Objective:
 
     def __call__(self, trial: optuna.Trial) -> float:
         params = suggest(trial, self.space)
+        config = vary(self.config, params)
 
         def go_on(epoch: Epoch) -> str:
             trial.report(value_of(epoch, self.metric), epoch.number)
@@ -57,12 +61,13 @@ class Objective:
             name=trial_name(trial.number, params),
             kind="trial",
             parent=self.parent,
+            key=_key(trial, config),
             tags={"dftrack.study": trial.study.study_name, "dftrack.trial": str(trial.number)},
             open_tests=False,
             pictures=False,
             go_on=go_on,
         )
-        *_, result = run_experiment(vary(self.config, params), self.store, plan=plan)
+        *_, result = run_experiment(config, self.store, plan=plan)
         assert isinstance(result, Result), "an experiment ends with its Result"
         if result.end == "pruned":
             raise optuna.TrialPruned(f"after epoch {len(result.history)}")
@@ -77,6 +82,15 @@ def value_of(epoch: Epoch, metric: str) -> float:
     if value is None:
         raise MetricError(f"{metric} is undefined after epoch {epoch.number}", "are both classes in the val split?")
     return value
+
+
+def _key(trial: optuna.Trial, config: Config) -> str:
+    """Names this trial's training: an interrupted one of another study, though with these settings, is not its own."""
+    study = trial.study
+    if KEY not in study.user_attrs:
+        study.set_user_attr(KEY, uuid.uuid4().hex[:16])
+    settings = hashlib.sha256(repr(config).encode()).hexdigest()[:8]  # a script may train several in one trial
+    return f"{trial_key(study.user_attrs[KEY], trial.number)}-{settings}"
 
 
 def suggest(trial: optuna.Trial, space: Space) -> Mapping[str, Value]:

@@ -75,17 +75,28 @@ class Tracker:
     ) -> "Run":
         """Start the run `key`, or go on with it if it has been started: two attempts never make two runs.
 
+        A run that goes on bears the name, the tags and the parent given now: what they say of it holds now.
         Raises StoreError if the store fails; calling again with the same key is then safe.
         """
         assert key and "'" not in key, f"a run needs a key without quotes, got {key!r}"
+        own = page_tags(tags) | {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
         found = self._by_key(key)
         if found:
+            self._describe(found[0], name, own)
             run = self.resume_run(found[0].run_id)
         else:
-            own = page_tags(tags) | {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
             run = Run(self._connection, self._create(name, key, own))
         run.set_settings(settings)
         return run
+
+    def _describe(self, record: RunRecord, name: str, tags: Mapping[str, str]) -> None:
+        """Bring a run's name and these of its tags up to date, if they are not."""
+        if record.name != scrub(name):
+            with speaking(self._connection.uri):
+                self._client.update_run(record.run_id, name=scrub(name))
+        changed = {tag: text for tag, text in tags.items() if record.tags.get(tag) != text}
+        if changed:
+            Run(self._connection, record).set_tags(changed)
 
     def _create(self, name: str, key: str, tags: Mapping[str, str]) -> RunRecord:
         """Create the run; whatever the network does to the answer, one run bears the key in the end."""

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
@@ -17,9 +19,11 @@ from dftrack.errors import BusyExperiment, DataError, Interrupted, StoreError, T
 from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
+from dftrack.objective import Objective
 from dftrack.runtime import StopRequests
 from dftrack.study.file import parse_study
 from dftrack.study.jobs import Ended, Job
+from dftrack.study.space import Float
 from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.tracking import Run, open_tracker
 from tests.makers import make_faces
@@ -306,6 +310,25 @@ def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
     result = finish(small(odd), store, plan=Plan())
     text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
     assert "Andr" in text
+
+
+def test_a_scripts_trial_does_not_go_on_as_the_interrupted_one_of_another_study(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Objective(small(faces, epochs=1), space={"model.dropout": Float(0.0, 0.7)}, store=store)
+
+    def stopped(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    for name in ("first", "second"):
+        study = optuna.create_study(study_name=name, direction="maximize")
+        study.enqueue_trial({"model.dropout": 0.5})
+        with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+            if name == "first":
+                patch.setattr("dftrack.objective.value_of", stopped)
+            study.optimize(train, n_trials=1)
+    runs = {run.tags["dftrack.study"]: (run.status, run.end) for run in open_tracker(store).runs()}
+    assert runs == {"first": ("KILLED", "interrupted"), "second": ("FINISHED", "complete")}
 
 
 def test_a_trial_killed_between_its_end_and_optunas_knowledge_of_it_is_not_trained_again_from_the_start(

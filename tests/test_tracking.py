@@ -91,6 +91,16 @@ def test_the_same_key_started_twice_is_one_run(tracker: Tracker, run: Run, store
     assert len(tracker.runs()) == 1
 
 
+def test_a_run_that_goes_on_bears_the_name_and_the_tags_it_is_given_now(tracker: Tracker, run: Run) -> None:
+    run.finish("KILLED", end="interrupted")
+    tags = {"user": "you", "dftrack.trial": "3"}
+    again = tracker.start_run("trial 3", key="one", settings=SETTINGS, tags=tags, parent="f" * 32)
+    found = tracker.find_run(run.run_id)
+    assert (again.run_id, again.record.name) == (run.run_id, "trial 3")
+    assert (found.name, found.status, found.parent) == ("trial 3", "RUNNING", "f" * 32)
+    assert (found.tags["mlflow.user"], found.tags["dftrack.trial"]) == ("you", "3")
+
+
 def lossy(create: Callable[..., object], *, resent: int, answers: bool) -> Callable[..., object]:
     """create_run as a bad network makes it: the request arrives `resent` times, the answer perhaps never."""
 

@@ -14,7 +14,17 @@ from dftrack.document import Block, Commands, Grid, Heading, Picture, Words, to_
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.naming import short_value, trial_name
 from dftrack.study.records import Record
-from dftrack.study.summary import LIMITS, Cost, FailedFinal, FinalTraining, StudySummary, best_record, cost, ranking, verdict
+from dftrack.study.summary import (
+    LIMITS,
+    Cost,
+    FailedFinal,
+    FinalTraining,
+    StudySummary,
+    best_record,
+    cost,
+    ranking,
+    verdict,
+)
 from dftrack.study.verdict import CONFIDENCE, Spread, Verdict, spread
 
 UNDEFINED = "undefined"
