@@ -341,8 +341,9 @@ def test_a_trial_killed_between_its_end_and_optunas_knowledge_of_it_is_not_train
     assert train(job, lambda epoch, value: None, StopRequests()).kind == "paused"
     last = dataclasses.replace(job, start_epoch=1, stop_epoch=4, is_last=True, token=2)
     values = []
+    told: list[int] = []
     for attempt in (last, dataclasses.replace(last, start_epoch=4, attempt=2, token=3)):
-        told: list[int] = []
+        told.clear()
         outcome = train(attempt, lambda epoch, value: told.append(epoch), StopRequests())
         assert outcome.kind == "complete"
         assert 1 not in told, "its checkpoint was gone before Optuna knew that it had ended"

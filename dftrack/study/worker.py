@@ -124,9 +124,7 @@ def _do(
         return "superseded", str(news)
     except (Interrupted, KeyboardInterrupt) as request:
         stop, outcome = request, Outcome("released", reason="interrupted")
-    except (
-        BusyExperiment
-    ) as error:  # its former worker was silent, not dead, and has not heard yet that it was overtaken
+    except BusyExperiment as error:  # its former worker was silent, not dead, and has yet to hear of this one
         outcome = Outcome("released", reason=error.message)
         queue.leave_alone(job.trial, work.busy)
     except (StoreError, DataError, DeviceError) as error:  # not the trial's fault: every other would fail by it, too
