@@ -1,6 +1,5 @@
 """The command line as a person meets it: results, exit codes, and two clear lines for every mistake."""
 
-import dataclasses
 import json
 import struct
 import zlib
@@ -13,7 +12,6 @@ from PIL import Image
 
 from dftrack import __main__ as entry
 from dftrack.errors import Interrupted
-from dftrack.learning import training
 from dftrack.tracking import open_tracker
 from tests.makers import make_faces
 
@@ -271,36 +269,6 @@ def test_a_study_runs_reports_goes_on_and_is_looked_after(
     changed = dftrack(*begin[:-1], "train.batch_size=4", "--trials", 3)
     assert changed.code == 4
     assert "train.batch_size: was 8, is 4" in changed.err and "--new" in changed.err
-
-
-def test_a_final_training_that_fails_is_reported_and_does_not_block_the_study(
-    dftrack: Terminal, faces: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "small.toml"
-    file.write_text(SMALL_STUDY.replace("final_seeds = 1", "final_seeds = 2"))
-    real = training._train_step
-
-    def diverges_once(state: training.State, batch: object) -> object:
-        loss = real(state, batch)
-        of_seed_1 = torch.initial_seed() == training._step_seed(1, state.epoch, state.step)
-        return dataclasses.replace(loss, mean=loss.mean * float("nan")) if of_seed_1 else loss
-
-    with monkeypatch.context() as patch:  # in this process, which trains the finals; a trial has its own
-        patch.setattr(training, "_train_step", diverges_once)
-        begin = ("study", "--study", file, "--data", faces, "--store", store, *SMALL, "--trials", 1, "--json")
-        said = dftrack(*begin)
-    assert said.code == 0, said.err
-    outcome = json.loads(said.out)
-    assert [final["seed"] for final in outcome["finals"]] == [2]
-    [failed] = outcome["finals_failed"]
-    assert failed["seed"] == 1 and "not finite" in failed["reason"]
-    tracker = open_tracker(store)
-    assert tracker.find_run(outcome["run_id"]).status == "FINISHED"
-    report = tracker.download(outcome["run_id"], "study/report.md").read_text()
-    assert "mean of 1 of 2 final trainings" in report and "not finite" in report
-    again = json.loads(dftrack(*begin).out)
-    assert [final["seed"] for final in again["finals"]] == [1, 2], "the same command tries the seed again"
-    assert again["finals_failed"] == []
 
 
 def test_a_fresh_start_that_is_stopped_names_the_command_that_goes_on(

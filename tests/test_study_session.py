@@ -14,9 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import standins
+import torch
 from makers import make_faces
 
+from dftrack.config import Value
 from dftrack.errors import Interrupted, StoreError
+from dftrack.learning import training
 from dftrack.runtime import StopRequests
 from dftrack.study import session as module
 from dftrack.study.events import TrialEnded
@@ -25,6 +28,7 @@ from dftrack.study.liveness import Life
 from dftrack.study.naming import trial_key
 from dftrack.study.plots import plots
 from dftrack.study.records import Reader
+from dftrack.study.report import markdown
 from dftrack.study.session import Request, _Session
 
 TEXT = standins.STUDY.replace("trials = 30", "trials = 5\nfinal_seeds = 0\nkeep_weights = 1")
@@ -33,15 +37,19 @@ TEXT = standins.STUDY.replace("trials = 30", "trials = 5\nfinal_seeds = 0\nkeep_
 @pytest.fixture(scope="module")
 def session(template_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[_Session]:
     """A study whose trials have all ended, each with its run. Made once: no test leaves a trace in it."""
-    home = tmp_path_factory.mktemp("home")
+    session = _searched(tmp_path_factory.mktemp("home"), template_store, TEXT)
+    yield session
+    session.storage.close()
+
+
+def _searched(home: Path, template_store: Path, text: str, **base: Value) -> _Session:
     (home / "store" / "artifacts").mkdir(parents=True)
     shutil.copy(template_store / "mlflow.db", home / "store" / "mlflow.db")
     faces = make_faces(home / "faces", train=8, val=4, test=4)
-    definition = standins.definition(TEXT).revised({"data.source": str(faces)})
+    definition = standins.definition(text).revised({"data.source": str(faces), **base})
     session = _Session(Request(definition=definition, store=home / "store"), lambda event: None, StopRequests())
     _search(session)
-    yield session
-    session.storage.close()
+    return session
 
 
 def _search(session: _Session) -> None:
@@ -155,3 +163,30 @@ def test_a_stop_request_while_the_report_is_drawn_is_heard_after_the_next_pictur
         monkeypatch.setattr(session.stop, "exit_code", 130)
         session.write_report()
     assert len(drawn) == 1, "the last report hears the command's own requests"
+
+
+def test_a_final_training_that_fails_is_reported_and_does_not_block_the_study(
+    tmp_path: Path, template_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = TEXT.replace("final_seeds = 0", "final_seeds = 2").replace("trials = 5", "trials = 1")
+    session = _searched(tmp_path, template_store, text, **{"data.image_size": 16})
+    real = training._train_step
+
+    def diverges_once(state: training.State, batch: object) -> object:
+        loss = real(state, batch)
+        of_seed_1 = torch.initial_seed() == training._step_seed(1, state.epoch, state.step)
+        return dataclasses.replace(loss, mean=loss.mean * float("nan")) if of_seed_1 else loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_train_step", diverges_once)
+        session.train_finals()
+    [failed] = session.failed_finals()
+    assert failed.seed == 1 and "not finite" in failed.reason
+    assert [final.seed for final in session.finals()] == [2]
+    report = markdown(session.summary())
+    assert "mean of 1 of 2 final trainings" in report and "not finite" in report
+    again: list[int] = []
+    monkeypatch.setattr(session, "_train_final", lambda winner, seed: again.append(seed))
+    session.train_finals()
+    assert again == [1], "the next start tries the seed again"
+    session.storage.close()
