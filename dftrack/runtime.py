@@ -102,7 +102,6 @@ def catch_stop_requests() -> Iterator[StopRequests]:
     """
     requests = StopRequests()
     codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
-
     signals: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:

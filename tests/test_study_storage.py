@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 from postgres import Server, postgres_server
 
 from dftrack.errors import SettingError, StoreError, TrainingError
+from dftrack.study import liveness
 from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Done, Ended, Job, Outcome, Queue, Superseded, Wait
 from dftrack.study.liveness import Life, Watch, is_free
@@ -523,17 +524,21 @@ def test_giving_back_twice_is_harmless(place: Path, tmp_path: Path, lives: list[
     assert records(opened)[0].value == pytest.approx(standins.curve(job.params, 2))
 
 
+def far_away(opened: OpenStudy, lives: list[Life], folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Queue, Job]:
+    """A worker of another machine, and the job that it has taken."""
+    with monkeypatch.context() as patch:
+        patch.setattr(liveness, "this_machine", lambda: "far/away")
+        far = queue(opened, lives, folder)
+        job = far.next_job()
+    assert isinstance(job, Job)
+    return far, job
+
+
 def test_a_far_worker_is_judged_by_its_counter_and_ones_own_clock(
     place: Path, tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dftrack.study import liveness
-
     opened = standins.opened(place, standins.definition())
-    with monkeypatch.context() as patch:
-        patch.setattr(liveness, "this_machine", lambda: "far/away")
-        far = queue(opened, lives, tmp_path / "far")
-        job = far.next_job()
-    assert isinstance(job, Job)
+    far, job = far_away(opened, lives, tmp_path / "far", monkeypatch)
     now = [1000.0]
     monkeypatch.setattr(liveness.time, "monotonic", lambda: now[0])
     watch = Watch(grace=60.0)
@@ -559,13 +564,8 @@ def test_a_dead_worker_of_another_machine_is_buried_without_a_look_at_its_files(
     place: Path, tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their paths mean nothing here: to lock one makes folders, or fails, and every worker dies by it."""
-    from dftrack.study import liveness
-
     opened = standins.opened(place, standins.definition())
-    with monkeypatch.context() as patch:
-        patch.setattr(liveness, "this_machine", lambda: "far/away")
-        far = queue(opened, lives, tmp_path / "far")
-        job = far.next_job()
+    _, job = far_away(opened, lives, tmp_path / "far", monkeypatch)
     lives.pop().end()
     (tmp_path / "far" / "workers").rmdir()
     (tmp_path / "far").rmdir()
@@ -573,7 +573,7 @@ def test_a_dead_worker_of_another_machine_is_buried_without_a_look_at_its_files(
     mine.next_job()  # the first look; a silence shows with the second
     lives.append(Life(tmp_path / "workers"))
     again = Queue(opened, standins.definition(), lives[-1].worker, watch=mine._watch).next_job()
-    assert isinstance(job, Job) and isinstance(again, Job)
+    assert isinstance(again, Job)
     assert (again.trial, again.attempt) == (job.trial, 2)
     assert not (tmp_path / "far").exists(), "the path of another machine was made here"
 

@@ -13,13 +13,7 @@ from dftrack.errors import DataError
 REAL, FAKE = 0, 1  # labels everywhere: fake is the positive class, whatever order the names sort in
 USUAL_SIZE = 224  # pixels, side of the square, unless a source knows better
 MANIFEST = "manifest.csv"
-COLUMNS = (
-    "path",
-    "label",
-    "split",
-    "group",
-    "mask",
-)  # of a manifest; the last two are optional, others are passed over
+COLUMNS = ("path", "label", "split", "group", "mask")  # of a manifest; the last two optional, others are passed over
 TRAIN_SHARE, VAL_SHARE = 0.70, 0.15  # of the groups, where the split is made here; the rest is "test"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 FOREIGN_SUFFIXES = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2"})  # listed, to refuse by name
