@@ -7,6 +7,7 @@ behind the same door.
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store, speaking
 
@@ -52,12 +53,20 @@ def open_tracker(store: Path, experiment: str = "dftrack") -> "Tracker":
     return Tracker(connection, experiment_id(connection, experiment))
 
 
+class _Place(NamedTuple):
+    """Where a run's artifacts lie."""
+
+    run_id: str  # all 32 digits
+    artifact_uri: str
+
+
 class Tracker:
     """Starts, resumes and finds the runs of one experiment."""
 
     def __init__(self, connection: Connection, experiment: str) -> None:
         self._connection, self.experiment_id = connection, experiment
         self._client = connection.client
+        self._places: dict[str, _Place] = {}  # by whole run id
 
     @property
     def store(self) -> Store:
@@ -165,6 +174,14 @@ class Tracker:
         names = ", ".join(f"{run.run_id[:12]} ({run.name})" for run in found)
         raise StoreError(f"several runs begin with {run_id}: {names}", "give more of its digits")
 
+    def _place(self, run_id: str) -> "_Place":
+        """Where a run's artifacts lie. Asked once per run: neither its id nor its place ever changes."""
+        if run_id not in self._places:
+            record = self.find_run(run_id)
+            run_id = record.run_id
+            self._places[run_id] = _Place(run_id, record.artifact_uri)
+        return self._places[run_id]
+
     def latest_run(self, status: str | None = "FINISHED", tags: Mapping[str, str] | None = None) -> RunRecord:
         """The run started last, of this status and with these tags. Raises StoreError if there is none."""
         if found := self.runs(status=status, tags=tags, limit=1):
@@ -220,13 +237,13 @@ class Tracker:
 
         Raises StoreError if there is none.
         """
-        record = self.find_run(run_id)
-        if folder := local_path(record.artifact_uri):
+        place = self._place(run_id)
+        if folder := local_path(place.artifact_uri):
             if (folder / inside(path)).exists():
                 return folder / path
-            raise StoreError(f"run {record.run_id[:12]} has no artifact {path}")
+            raise StoreError(f"run {place.run_id[:12]} has no artifact {path}")
         with speaking(self._connection.uri):
-            return Path(self._client.download_artifacts(record.run_id, str(inside(path))))
+            return Path(self._client.download_artifacts(place.run_id, str(inside(path))))
 
     def drop_model(self, run_id: str) -> bool:
         """Delete the model that a run logged, weights and all. Returns whether there was one."""
@@ -243,20 +260,20 @@ class Tracker:
 
     def model_folder(self, run_id: str) -> Path:
         """The whole folder of the model that a run logged, with MLflow's own files. StoreError if it logged none."""
-        return model_folder(self._connection, self.find_run(run_id).run_id)
+        return model_folder(self._connection, self._place(run_id).run_id)
 
     def model_digest(self, run_id: str) -> str | None:
         """The sha256 of all files of the model that a run logged, as they were then; None if that was not kept."""
-        return content_tag(self._connection, self.find_run(run_id).run_id)
+        return content_tag(self._connection, self._place(run_id).run_id)
 
     def artifacts(self, run_id: str, folder: str = "") -> list[str]:
         """The names of what lies in the artifact folder `folder` of a run, sorted; none if there is no such folder."""
-        record = self.find_run(run_id)
-        if place := local_path(record.artifact_uri):
-            shown = place / inside(folder) if folder else place
+        place = self._place(run_id)
+        if root := local_path(place.artifact_uri):
+            shown = root / inside(folder) if folder else root
             return sorted(file.name for file in shown.iterdir()) if shown.is_dir() else []
         with speaking(self._connection.uri):
-            found = self._client.list_artifacts(record.run_id, folder or None)
+            found = self._client.list_artifacts(place.run_id, folder or None)
         return sorted(PurePosixPath(file.path).name for file in found)
 
     def detector_folder(self, run_id: str) -> Path:

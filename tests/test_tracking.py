@@ -56,6 +56,21 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tracker: Tracker, run: Run) -
     assert tracker.find_run(run.run_id.upper()).run_id == run.run_id
 
 
+def test_where_a_runs_files_lie_is_asked_once_for_all_of_them(
+    tracker: Tracker, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.log_json({"a": 1}, "a.json")
+    asked: list[str] = []
+    find = tracker.find_run
+    monkeypatch.setattr(tracker, "find_run", lambda run_id: asked.append(run_id) or find(run_id))
+    for _ in range(3):
+        assert tracker.artifacts(run.run_id) == ["a.json"]
+        assert json.loads(tracker.download(run.run_id, "a.json").read_bytes()) == {"a": 1}
+    assert asked == [run.run_id]
+    assert tracker.artifacts(run.run_id[:8]) == ["a.json"]
+    assert asked[1:] == [run.run_id[:8]], "the beginning of an id may come to mean two runs"
+
+
 @pytest.mark.parametrize("wanted", ["", "xyz", "%", "' or 1=1", "../a"])
 def test_what_is_no_run_id_is_refused(tracker: Tracker, wanted: str) -> None:
     with pytest.raises(StoreError, match="not a run id"):
