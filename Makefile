@@ -10,10 +10,11 @@ ARGS ?=
 
 # One computing thread per test process: every core already has a process, and sums depend on the number of threads.
 # One process more than cores: tests that wait for a server or a browser leave theirs idle.
+# A file's tests stay in one process: what they share (stores with trained models) is made once.
 # Byte code is kept, whatever the environment says: the tests start some hundred processes.
 TEST_ENV := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 MLFLOW_DISABLE_TELEMETRY=true
 TESTERS := $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 8 --dist worksteal
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n $(TESTERS) --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup baseline study test test-all lint format types lock help-pages screenshots clean
