@@ -221,7 +221,7 @@ def test_pausing_and_going_on_under_the_same_key_trains_no_epoch_twice(faces: Pa
 
 
 @pytest.mark.timeout(170)
-@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_give_each_time_the_same_bits(faces: Path, store: Path, kills: int) -> None:
     """Each training is killed with -9 at a random moment and started again until it ends; a forked child is a process
     like any other to the files and the database, and spares as many times the imports."""
