@@ -12,7 +12,6 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import numpy as np
 from material import open_faces
 from side_by_side import Check, Report, arguments, show
 
@@ -27,14 +26,14 @@ def pss(pid: int) -> int:
 
 def worker(kind: str, faces: str, size: int, store: Path, pipe: Connection) -> None:
     """Says when it is ready, opens the data, goes half way through an epoch, says so, and waits."""
-    from dftrack.data.batches import Batches, release
+    from dftrack.data.batches import Batches
+    from dftrack.data.pixel_file import read_rows
 
     pipe.send("ready")
     pipe.recv()
     split = open_faces(faces, size, store).splits["train"]
     if kind == KINDS[0]:
-        held = np.array(split.pixels)
-        release(split.pixels)
+        held = read_rows(split.pixels, range(len(split.pixels)))
         held[: len(held) // 2].sum()
     else:
         batches = Batches(split, batch_size=32, seed=os.getpid()).epoch(1)

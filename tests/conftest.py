@@ -18,7 +18,7 @@ settings.load_profile("same")
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays to the end: looking through it for rubbish again and again took a tenth of the time."""
+    """What imports made stays to the end: looking through it for rubbish again and again took a tenth of the time."""
     gc.collect()
     gc.freeze()
 

@@ -9,6 +9,7 @@ import torch
 
 from dftrack.config import ModelConfig
 from dftrack.data.cache import Split
+from dftrack.data.pixel_file import map_pixels
 from dftrack.errors import MetricError
 from dftrack.learning import metrics
 from dftrack.learning.detector import Detector
@@ -151,7 +152,7 @@ def test_scored_pictures_leave_the_memory_of_the_process(tmp_path: Path) -> None
 
     made = made_split("val", 4, size=96)
     (tmp_path / "pixels.u8").write_bytes(bytes(512 * 96 * 96 * 3))  # 14 MB
-    pixels = np.memmap(tmp_path / "pixels.u8", np.uint8, mode="r", shape=(512, 96, 96, 3))
+    pixels = map_pixels(tmp_path / "pixels.u8", (512, 96, 96, 3))
     split = dataclasses.replace(
         made, pixels=pixels, labels=made.labels.repeat(128), names=made.names * 128, groups=made.groups * 128
     )

@@ -3,7 +3,6 @@
 No generator runs along: any batch of any epoch can be made again, which is what exact resume stands on.
 """
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from dftrack.config import Augmentation
 from dftrack.data.cache import Split
+from dftrack.data.pixel_file import read_rows
 
-RELEASE_AFTER = 4 << 20  # bytes of pictures that were read until their pages leave this process: a batch at 224 px
 DRAWS: dict[Augmentation, int] = {"none": 0, "flip": 1, "flip-color": 3}  # random numbers a picture needs
 RESIDENT_SHARE = 0.5  # of a card's free memory that the pixels may take
 
@@ -66,16 +65,10 @@ class Batches:
             self._sent(keyed_uniform(self.seed, epoch, order, stream).astype(np.float32)).view(-1, 1, 1, 1)
             for stream in range(DRAWS[self.augmentation])
         ]  # each (n, 1, 1, 1) in [0, 1)
-        read = 0
         for step in range(skip, len(self)):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             pixels = self._gather(order[part], places[part])
             yield Batch(_augmented(pixels, [drawn[part] for drawn in draws]), self._labels[places[part]])
-            read += self._pixels[0].nbytes * len(order[part])
-            if read >= RELEASE_AFTER:
-                release(self._pixels)
-                read = 0
-        release(self._pixels)
 
     def _sent(self, values: NDArray[Any]) -> Tensor:
         return torch.from_numpy(values).to(self.device)
@@ -83,7 +76,7 @@ class Batches:
     def _gather(self, chosen: IntArray, places: Tensor) -> Tensor:
         if self._resident is not None:
             return self._resident[places]
-        rows = torch.from_numpy(np.take(self._pixels, chosen, axis=0))
+        rows = torch.from_numpy(read_rows(self._pixels, chosen))
         return rows.pin_memory().to(self.device, non_blocking=True) if self.device == "cuda" else rows
 
 
@@ -115,21 +108,12 @@ def keyed_uniform(seed: int, epoch: int, samples: IntArray, stream: int) -> NDAr
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def release(pixels: NDArray[np.uint8]) -> None:
-    """Let the pages of a memory-mapped array leave this process; the kernel's own cache keeps them for everybody."""
-    base: object = pixels
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap):
-        base.madvise(mmap.MADV_DONTNEED)
-
-
 def _on_card(pixels: NDArray[np.uint8], device: str) -> Tensor | None:
     """All pixels on the CUDA card if they fit well, else None: they are then sent batch by batch."""
     if device != "cuda" or pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
         return None
     resident = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
     for start in range(0, len(pixels), 1024):  # a bounded copy in host memory at a time
-        resident[start : start + 1024] = torch.from_numpy(np.array(pixels[start : start + 1024]))
-    release(pixels)
+        part = range(start, min(start + 1024, len(pixels)))
+        resident[start : part.stop] = torch.from_numpy(read_rows(pixels, part))
     return resident

@@ -24,6 +24,7 @@ from dftrack.config import DataConfig
 from dftrack.data.decoding import INDEX, PIXELS, Stamp, build, stamp_of
 from dftrack.data.folder import FAKE, REAL, Listing, Picture, Progress
 from dftrack.data.leaks import Review, review
+from dftrack.data.pixel_file import map_pixels
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
 
@@ -151,7 +152,7 @@ def _open(place: Path) -> _Opened | None:
             return None
         reasons = {int(row): reason for row, reason in content["unreadable"].items()}
         empty = shape[0] == 0  # a file of no bytes cannot be mapped
-        pixels = np.zeros(shape, np.uint8) if empty else np.memmap(place / PIXELS, np.uint8, mode="r", shape=shape)
+        pixels = np.zeros(shape, np.uint8) if empty else map_pixels(place / PIXELS, shape)
         return _Opened(digest=content["digest"], reasons=reasons, pixels=pixels)
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from dftrack.data.cache import Split
 from dftrack.data.look import Traits, read_traits
+from dftrack.data.pixel_file import read_rows
 from dftrack.errors import MetricError
 from dftrack.learning import calibration
 from dftrack.learning.calibration import Bin
@@ -223,7 +222,7 @@ def _robustness(model: FaceCNN, split: Split, threshold: float, device: str, pro
     places = subset(split.labels, split.groups, most=ROBUST_PICTURES)
     return robustness(
         partial(score_pixels, model, device=device),
-        np.array(split.pixels[places]),
+        read_rows(split.pixels, places),
         split.labels[places],
         threshold=threshold,
         progress=lambda _, done, total: progress("scoring damaged pictures", done, total),

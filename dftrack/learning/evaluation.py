@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dftrack.data.batches import release
 from dftrack.data.cache import Split
 from dftrack.errors import MetricError
 from dftrack.learning import metrics
@@ -59,7 +58,6 @@ def predict(
     `amp`: None multiplies in float32, as a saved detector does. A model that overflows gives scores that are NaN.
     """
     scores = score_pixels(model, split.pixels, batch_size=batch_size, device=device, amp=amp)
-    release(split.pixels)  # they would count as this process's memory while it trains on
     return Predictions(split=split.name, names=split.names, groups=split.groups, labels=split.labels, scores=scores)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dftrack.data.cache import Split
 from dftrack.data.pictures import decode
+from dftrack.data.pixel_file import read_rows
 from dftrack.errors import DataError, DftrackError
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.figures import PanelRow
@@ -165,9 +166,8 @@ def gradcam_rows(
     rows = []
     for example in choose_examples(predictions, per_kind, threshold):
         mask = split.masks[example.index]
-        row = gradcam_row(
-            model, np.array(split.pixels[example.index]), name=example.name, score=example.score, threshold=threshold
-        )
+        (photo,) = read_rows(split.pixels, [example.index])
+        row = gradcam_row(model, photo, name=example.name, score=example.score, threshold=threshold)
         known = None
         if mask and example.label == FAKE:
             with contextlib.suppress(DataError):  # a mask that cannot be read: the picture is shown without

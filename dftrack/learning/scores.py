@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dftrack.data.pixel_file import read_rows
 from dftrack.learning.model import CHANNELS, CLASSES, FaceCNN, normalise
 
 BATCH_SIZE = 32  # images; enough to keep two cores busy, 0.4 GB of maps at 224 px
@@ -29,7 +30,7 @@ def score_pixels(
 ) -> NDArray[np.float64]:
     """P(fake) of each picture, (n,) float64 in (0, 1).
 
-    pixels: (n, S, S, 3) uint8 RGB, a memory map is read batch by batch. `model` lies on `device`; it is put into
+    pixels: (n, S, S, 3) uint8 RGB, those of a file are read batch by batch. `model` lies on `device`; it is put into
     evaluation for the call and left as it was. `amp`: the type to multiply in (bfloat16, float16); None is float32,
     in full (no TF32), and then a picture's score does not depend on its company beyond 1e-6.
     A model that overflows gives NaN: the caller decides what that means.
@@ -40,11 +41,11 @@ def score_pixels(
     with evaluating(model), torch.inference_mode(), full_float32(), autocast:
         blocks = None if amp else fold_norms(model)
         for start in range(0, len(pixels), batch_size):
-            batch = pixels[start : start + batch_size]  # (B, S, S, 3)
-            filled = np.concatenate([batch, batch[-1:].repeat(-len(batch) % ROWS, axis=0)])  # a copy, writable
-            images = torch.from_numpy(filled).to(device)
+            count = min(batch_size, len(pixels) - start)
+            filling = [start + count - 1] * (-count % ROWS)
+            images = torch.from_numpy(read_rows(pixels, [*range(start, start + count), *filling])).to(device)
             found = model(normalise(images)) if blocks is None else _logits(model, blocks, images)
-            logits.append(found[: len(batch)].float())
+            logits.append(found[:count].float())
         return fake_probability(torch.cat(logits))  # once: to fetch a number from a card is to wait for it
 
 

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import nn
 
 from dftrack.data.cache import Split
+from dftrack.data.pixel_file import read_rows
 from dftrack.errors import DataError
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.explain import HeatMaps, heat_maps, read_mask
@@ -92,7 +93,7 @@ def examine(
     some = np.sort(rng.permutation(len(predictions))[:PICTURES])
     checks = [check_skill(predictions)]
     if len(some):
-        checks += check_maps(model, np.array(split.pixels[some]), seed=seed)
+        checks += check_maps(model, read_rows(split.pixels, some), seed=seed)
     fakes = np.array([i for i in np.flatnonzero(predictions.labels == FAKE) if split.masks[i]], dtype=int)
     caught = predictions.scores[fakes] >= threshold
     groups = (rng.permutation(fakes[caught])[:PICTURES], rng.permutation(fakes[~caught])[:PICTURES])
@@ -207,7 +208,7 @@ def _agreement_on(model: FaceCNN, split: Split, places: NDArray[np.int64]) -> Ma
                 masks[place] = read_mask(mask, size)
     if not masks:
         return mask_agreement(np.empty((0, size, size), np.float32), np.empty((0, size, size), bool))
-    images = normalise(torch.from_numpy(np.array(split.pixels[list(masks)])).to(next(model.parameters()).device))
+    images = normalise(torch.from_numpy(read_rows(split.pixels, list(masks))).to(next(model.parameters()).device))
     return mask_agreement(heat_maps(model, images, FAKE).heat, np.stack(list(masks.values())))
 
 
