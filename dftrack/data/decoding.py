@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from dftrack.data.folder import Listing, Picture, Progress
-from dftrack.data.parallel import spread
+from dftrack.data.parallel import QUICK, spread
 from dftrack.data.pictures import MAX_BYTES, PictureError, decode
 from dftrack.errors import DataError
 from dftrack.files import sync_folder
@@ -81,7 +81,7 @@ def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: 
         results: list[Decoded] = []
         with (
             warnings.catch_warnings(),
-            closing(spread(work, range(total))) as stream,
+            closing(spread(work, range(total), together=QUICK)) as stream,
         ):  # closed before `target` is: nobody writes after that
             warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
             for result in stream:

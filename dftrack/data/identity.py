@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dftrack.data.decoding import stamp_of
 from dftrack.data.folder import Picture, Progress
-from dftrack.data.parallel import spread
+from dftrack.data.parallel import QUICK, spread
 from dftrack.data.pictures import PictureError, decode, read_bytes
 from dftrack.files import write_text
 
@@ -43,7 +43,7 @@ def identity(content: bytes, pixels: NDArray[np.uint8]) -> Identity:
 def identities(paths: Sequence[Path], progress: Progress | None = None) -> list[Identity | None]:
     """The identity of each file, in their order, read on all cores; None for one that is unreadable."""
     found: list[Identity | None] = []
-    for one in spread(_identify, paths):
+    for one in spread(_identify, paths, together=QUICK):
         found.append(one)
         if progress:
             progress("looking for equal pictures", len(found), len(paths))

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dftrack.data.folder import USUAL_SIZE, Picture
 from dftrack.data.identity import Identity, identity
-from dftrack.data.parallel import spread
+from dftrack.data.parallel import QUICK, spread
 from dftrack.data.pictures import FORMATS, PictureError, decode, read_bytes
 
 # The luma table of the JPEG standard (ITU-T T.81, table K.1), which libjpeg scales by the quality.
@@ -41,7 +41,7 @@ class Look:
 
 def look_at(pictures: Sequence[Picture]) -> Iterator[Look]:
     """A Look at each of `pictures`, in their order. Each file is read once and decoded once."""
-    return spread(look, pictures)
+    return spread(look, pictures, together=QUICK)
 
 
 def look(picture: Picture) -> Look:
@@ -103,7 +103,7 @@ def read_traits(paths: Sequence[Path]) -> list[Traits | None]:
     The header's traits, and "brightness" (mean grey, 0..255), "sharpness" (variance of the Laplacian of the greys at
     224 px, so that files of different sizes compare), and, of a JPEG, "JPEG quality" (1..100).
     """
-    return list(spread(_read_traits, paths))
+    return list(spread(_read_traits, paths, together=QUICK))
 
 
 def _read_traits(path: Path) -> Traits | None:

@@ -4,7 +4,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from threading import Event
 from typing import TypeVar
+
+QUICK = 16  # files of pictures that a thread reads, decodes or hashes at once
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -16,22 +20,29 @@ def cores() -> int:
 
 
 def spread(
-    work: Callable[[Item], Answer], items: Iterable[Item], workers: int | None = None
+    work: Callable[[Item], Answer], items: Iterable[Item], workers: int | None = None, *, together: int = 1
 ) -> Generator[Answer, None, None]:
     """Yield work(item) in the order of `items`, on `workers` threads (one per core); few items are in flight at a time.
 
-    Threads, not processes: Pillow, hashlib and file calls release the interpreter lock, so on two cores 4,800 JPEGs of
-    224 px took 2.2 s on threads, 4.6 s on spawned processes and 4.8 s on one thread.
-    The first exception of `work` is raised here; when the caller stops early, waiting items are dropped.
+    together: how many items a thread takes at once. Of quick work (a file of some kB) many: threads that come for each
+    item hinder each other: on two cores JPEGs of 224 px were decoded at 1,600 a second, and at 2,000 sixteen together.
+    Threads, not processes: Pillow, hashlib and file calls release the interpreter lock, and a process takes a second to
+    start. The first exception of `work` is raised here; when the caller stops early, waiting items are dropped.
     """
     pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="dftrack-data")
-    waiting: deque[Future[Answer]] = deque()
+    waiting: deque[Future[list[Answer]]] = deque()
+    left, stopped = iter(items), Event()
+
+    def several(part: list[Item]) -> list[Answer]:
+        return [work(item) for item in part if not stopped.is_set()]
+
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
+        while part := list(islice(left, together)):
+            waiting.append(pool.submit(several, part))
             if len(waiting) > 4 * (workers or cores()):
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     finally:
+        stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
