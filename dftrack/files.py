@@ -44,6 +44,18 @@ def write_aside(path: Path) -> Iterator[Path]:
         _remove(aside)
 
 
+@contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """Let a library write `path`, which may be read afterwards by whoever may read other new files (see umask).
+
+    safetensors gives its files to the owner alone: neither a colleague nor a worker of another user could go on.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    yield
+    path.chmod(mode)
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 

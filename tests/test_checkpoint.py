@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -116,6 +117,17 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     restored = fresh()
     assert checkpoints.restore(restored)
     assert bool(torch.isfinite(restored.model.fc2.weight).all())
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_a_checkpoint_can_be_read_by_whoever_can_read_other_files(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        Checkpoints(tmp_path, every_seconds=0).save(fresh())
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {".safetensors": mode, ".json": mode}, "another user's worker could not go on with the trial"
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dftrack.errors import StoreError
-from dftrack.files import sha256, write_aside, write_text
+from dftrack.files import sha256, usual_mode, write_aside, write_text
 from dftrack.learning.training import NonFiniteError, State, new_scaler
 
 KEPT = 2
@@ -51,7 +51,8 @@ class Checkpoints:
         name = f"epoch-{state.epoch:05}-step-{state.step:07}.safetensors"
         with write_aside(self._folder / name) as aside:
             try:
-                save_file(_tensors(state), aside, metadata={"state": json.dumps(_plain(state))})
+                with usual_mode(aside):
+                    save_file(_tensors(state), aside, metadata={"state": json.dumps(_plain(state))})
             except SafetensorError as error:  # a full disk comes as this
                 raise StoreError(f"cannot write {self._folder / name}: {error}", "is there space?") from error
             digest = sha256(aside)

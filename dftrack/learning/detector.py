@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dftrack.config import Config, Value, vary
 from dftrack.data.pictures import PictureError, decode
 from dftrack.errors import DetectorError, DftrackError, StoreError
-from dftrack.files import sha256, sync_folder, write_aside, write_text
+from dftrack.files import sha256, sync_folder, usual_mode, write_aside, write_text
 from dftrack.learning.model import MEAN, STD, FaceCNN, build_model
 from dftrack.learning.scores import BATCH_SIZE, score_pixels
 from dftrack.learning.temperature import apply_temperature
@@ -138,11 +138,9 @@ class Detector:
             (folder / CARD).unlink()
             sync_folder(folder)
         with write_aside(folder / WEIGHTS) as aside:
-            aside.touch()
-            mode = aside.stat().st_mode  # what other files get; safetensors gives its own to the owner alone
             try:
-                safetensors.torch.save_file(state, aside)
-                aside.chmod(mode)
+                with usual_mode(aside):
+                    safetensors.torch.save_file(state, aside)
             except safetensors.SafetensorError as error:  # a full disk comes as this
                 raise StoreError(f"cannot write {folder / WEIGHTS}: {error}", "is there space?") from error
             weights = sha256(aside)
