@@ -58,7 +58,8 @@ class Evaluated:
     floor: float | None  # AUC that the traits of the files alone reach on val; None = not known
     intervals: Mapping[str, Mapping[str, Interval | None]]  # split -> metric
     assessment: Assessment
-    notices: tuple[str, ...]  # what a person should know of these data
+    notices: tuple[str, ...]  # what a person should know of this model and these data
+    caution: str = ""  # the one of them that speaks against the model itself; mostly empty
 
     def flat(self) -> dict[str, float | None]:
         """Metric name -> value, as in MLflow. None = undefined."""
@@ -80,7 +81,7 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     settings: dict[str, Value] = {"data.source": data.source, "data.image_size": data.image_size, "run.device": device}
     judged = _judged(data, names, progress)
     known = _known(own, data, judged, store, progress)
-    notices = _notices(judged, known)
+    notices = (*filter(None, [resolved.caution]), *_notices(judged, known))
     run = tracker.start_run(
         f"evaluation of {resolved.described}"[:120],
         key=uuid.uuid4().hex,
@@ -103,7 +104,15 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
         raise
     run.finish("FINISHED")
     return Evaluated(
-        run.run_id, resolved.described, data.digest, reports, floor_of(data), intervals_of(found), found, notices
+        run_id=run.run_id,
+        model=resolved.described,
+        data_digest=data.digest,
+        reports=reports,
+        floor=floor_of(data),
+        intervals=intervals_of(found),
+        assessment=found,
+        notices=notices,
+        caution=resolved.caution,
     )
 
 

@@ -181,6 +181,34 @@ def test_what_the_model_knows_and_what_is_wrong_with_the_data_is_said_everywhere
         assert notice in report
 
 
+def test_the_model_of_a_run_that_did_not_finish_is_judged_with_a_warning_that_is_recorded(
+    own: tuple[Tracker, RunRecord, Evaluated],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tracker, found = own[0], own[2]
+    judged = tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id
+    recorded: list[str] = []
+
+    def judge(*words: object) -> object:  # as it did before: what becomes of its notices is tested above
+        recorded.extend(words[5])  # type: ignore[call-overload]
+        return found.reports, found.assessment
+
+    monkeypatch.setattr("dftrack.reassessment._judge", judge)
+    monkeypatch.setattr("sys.argv", ["dftrack", "evaluate", judged, "--store", str(place / "store")])
+    tracker.close_run(judged, "FAILED")
+    try:
+        with contextlib.suppress(SystemExit):
+            entry.main()
+    finally:
+        tracker.close_run(judged, "FINISHED")
+    caution = f"run {judged[:12]} (baseline) did not finish: it is FAILED"
+    said = capsys.readouterr().err
+    assert f"warning: {caution}" in said.splitlines() and said.count(caution) == 1, said
+    assert recorded == [caution], "who reads the report does not hear of it"
+
+
 def test_of_its_own_val_split_nothing_needs_to_be_said(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
     assert [report.split for report in own[2].reports] == ["val", "test-dev"]
     assert own[2].notices == ()

@@ -47,6 +47,7 @@ def evaluate(
         found = evaluate(
             open_tracker(existing(store)), store, Request(model, data, tuple(split or ()), device), screen.advance
         )
+    render.warn(found.caution)
     if as_json:
         render.print_json(
             {
@@ -62,7 +63,8 @@ def evaluate(
         return
     render.show_results(found.reports, found.intervals, found.floor)
     for notice in found.notices:
-        render.say(f"note: {notice}")
+        if notice != found.caution:
+            render.say(f"note: {notice}")
     render.say(f"{found.model}: run {found.run_id} holds the report and the errors:  dftrack ui{elsewhere(store)}")
 
 
