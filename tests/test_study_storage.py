@@ -607,6 +607,16 @@ def test_a_worker_can_begin_while_somebody_looks_whether_it_lives(
     assert not is_free(lives[0].worker.life)
 
 
+def test_a_worker_that_begins_while_the_database_is_started_again_waits_for_it(
+    place: Path, tmp_path: Path, lives: list[Life], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = standins.opened(place, standins.definition(), trials=3)
+    backend = standins.make_flaky(opened.storage, 2, monkeypatch)
+    mine = queue(opened, lives, tmp_path)
+    assert backend.failures == 0, "the queue asked nothing, so this shows nothing"
+    assert isinstance(mine.next_job(), Job)
+
+
 def test_a_value_that_is_no_number_is_refused(place: Path, tmp_path: Path, lives: list[Life]) -> None:
     mine = queue(standins.opened(place, standins.definition()), lives, tmp_path)
     job = mine.next_job()

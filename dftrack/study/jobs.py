@@ -107,7 +107,7 @@ class Queue:
         self._on_ended = on_ended
         self._ended: dict[int, Ended] = {}  # since the lock was taken
         self._exhausted = False  # every point of the space has been tried
-        self._total = definition.total(study.trials())
+        self._total = definition.total(study.storage.patiently(study.trials))
         self._beats = 0
         self._left_alone: dict[int, float] = {}  # trial -> until when (monotonic)
 
