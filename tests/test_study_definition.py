@@ -121,6 +121,7 @@ REFUSED = {
     ),
     "searched and set": ("[base]\nmodel.dropout = 0.1\n" + SPACE, 4, "set in [base] as well", ""),
     "data": ("[space]\ndata.source = ['a', 'b']\n", 2, "data.source cannot be searched", ""),
+    "leaks": ('[space]\ndata.leaks = ["leave-out", "allow"]\n', 2, "data.leaks cannot be searched: it decides", ""),
     "epochs": ("[space]\ntrain.epochs = [3, 10]\n", 2, "train.epochs cannot be searched: it decides", ""),
     "seed": ("[space]\ntrain.seed = { low = 0, high = 99 }\n", 2, "luckiest seed", ""),
     "device": ("[space]\ntrain.device = ['cpu', 'cuda']\n", 2, "train.device cannot be searched", ""),

@@ -20,6 +20,7 @@ METRICS: Mapping[str, Direction] = {"val/roc_auc": "maximize", "val/accuracy": "
 # Settings that it makes no sense to search, and why.
 NOT_SEARCHED = {
     "data.source": "results on different data cannot be compared",
+    "data.leaks": "it decides which pictures there are, and leaks flatter who may use them; set it in [base]",
     "train.epochs": "it decides what a trial costs; set it in [base], pruning shares the epochs out",
     "train.seed": "the luckiest seed is not a finding; the winner is trained again with several",
     "train.device": "it says where a training runs, not what it computes",
