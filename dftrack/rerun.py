@@ -22,11 +22,12 @@ from dftrack.experiment import Event, Plan, Result, Stage, run_experiment
 from dftrack.likeness import Likeness, likeness
 from dftrack.recording import TESTS_OPENED
 from dftrack.runtime import StopRequests, pick_device, pick_precision
-from dftrack.scored import stored_predictions
+from dftrack.scored import EVALUATED_TAG, stored_predictions
 from dftrack.surroundings import Change, Surroundings, surroundings
 from dftrack.tracking import CHANGED_TAG, KEY_TAG, RunRecord, Tracker, open_tracker
 
 KIND = "rerun"
+NO_TRAINING = ("study", "evaluation")  # kinds of runs; a study's has the settings that its trials share, epochs too
 OF_TAG, VERDICT_TAG = "dftrack.rerun_of", "dftrack.rerun_verdict"
 FOLDER = "rerun"  # of the new run's artifacts
 EXAMPLES = 3
@@ -136,11 +137,14 @@ _NOTHING = Likeness("not comparable", (), (), "", ())
 
 def rebuild(run: RunRecord, request: Request) -> tuple[Config, list[str]]:
     """The settings that `run` was trained with, `request`'s on top; and what could not be taken over."""
-    if "train.epochs" not in run.settings:
-        kind = run.tags.get("dftrack.kind", "unknown kind")
+    kind = run.tags.get("dftrack.kind", "unknown kind")
+    if kind in NO_TRAINING or "train.epochs" not in run.settings:
+        judged = run.tags.get(EVALUATED_TAG, "")
         raise StoreError(
-            f"run {run.run_id[:12]} ({run.name}) is no training but a {kind}",
-            f"its trainings can be run again: dftrack runs --where parent={run.run_id}",
+            f"run {run.run_id[:12]} ({run.name}) is no training but {'an' if kind[:1] in 'aeiou' else 'a'} {kind}",
+            f"it judged the model of run {judged[:12]}: dftrack rerun {judged[:12]}"
+            if judged
+            else f"its trainings can be run again: dftrack runs --where parent={run.run_id}",
         )
     known = setting_types()
     recorded: dict[str, Value] = {name: text for name, text in run.settings.items() if name in known}

@@ -15,7 +15,7 @@ from dftrack.learning.evaluation import Predictions
 from dftrack.learning.metrics import roc_auc
 from dftrack.likeness import MARGIN, likeness
 from dftrack.recording import prediction_columns
-from dftrack.rerun import KIND, OF_TAG, VERDICT_TAG, Rebuilt, Request, Verdict, rerun
+from dftrack.rerun import KIND, OF_TAG, VERDICT_TAG, Rebuilt, Request, Verdict, rebuild, rerun
 from dftrack.surroundings import _by_file
 from dftrack.tracking import Run, Tracker, open_tracker
 from tests.makers import make_faces
@@ -147,6 +147,20 @@ def test_what_cannot_be_run_again_is_refused(faces: Path, store: Path) -> None:
     fine = tracker.start_run("fine", key="f", settings=SMALL, tags={})
     with pytest.raises(SettingError, match=r"no setting 'train\.sed'"):
         again(store, fine.run_id, changes={"train.sed": "1"})
+
+
+def test_neither_a_study_nor_an_evaluation_is_trained_again_whatever_settings_it_has(store: Path) -> None:
+    tracker = open_tracker(store)
+    tags = {"dftrack.kind": "study"}
+    search = tracker.start_run("search", key="s", settings={"study.metric": "val/loss", **SMALL}, tags=tags).run_id
+    with pytest.raises(StoreError, match="is no training but a study") as caught:
+        rebuild(tracker.find_run(search), Request(run=search))
+    assert f"parent={search}" in caught.value.hint
+    tags = {"dftrack.kind": "evaluation", "dftrack.evaluated_run": "f" * 32}
+    judged = tracker.start_run("judged", key="j", settings={"data.image_size": 16}, tags=tags).run_id
+    with pytest.raises(StoreError, match="is no training but an evaluation") as caught:
+        rebuild(tracker.find_run(judged), Request(run=judged))
+    assert f"dftrack rerun {'f' * 12}" in caught.value.hint
 
 
 # the verdict on runs whose numbers are set
