@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from dftrack.config import Config, Value, flatten, setting_types, vary
 from dftrack.data.cache import DataSet, open_data
 from dftrack.data_place import data_source_of
-from dftrack.errors import DataError, SettingError, StoreError
+from dftrack.errors import DataError, DeviceError, SettingError, StoreError
 from dftrack.experiment import Event, Plan, Result, Stage, run_experiment
 from dftrack.likeness import Likeness, likeness
 from dftrack.recording import TESTS_OPENED
@@ -160,20 +160,25 @@ def rebuild(run: RunRecord, request: Request) -> tuple[Config, list[str]]:
         config = vary(Config(), recorded)
     except SettingError as error:
         raise StoreError(f"run {run.run_id[:12]} has settings that cannot be used: {error.message}") from error
-    config = _as_resolved(config, run)
     changes = {"data.source": data_source_of(run)} | dict(request.changes)
     changes |= {"data.source": request.source} if request.source else {}
-    return vary(config, changes), notes
+    return _as_resolved(vary(config, changes), run, changes), notes
 
 
-def _as_resolved(config: Config, run: RunRecord) -> Config:
-    """With "auto" as it came out then, where it would come out otherwise now and can be had."""
+def _as_resolved(config: Config, run: RunRecord, changes: Collection[str]) -> Config:
+    """With "auto" as it came out then, where it would come out otherwise now and can be had; what is among the
+    `changes` stays as it is. Raises DeviceError if the run's device is not there.
+    """
     device = run.settings.get("run.device")
     precision = run.settings.get("run.precision")
-    here = pick_device(config.train.device)
-    if config.train.device == "auto" and device == "cpu" and here != "cpu":
+    try:
+        here = pick_device(config.train.device)
+    except DeviceError as error:
+        raise DeviceError(error.message, "--set train.device=cpu trains it on the processor") from error
+    if "train.device" not in changes and config.train.device == "auto" and device == "cpu" and here != "cpu":
         config, here = vary(config, {"train.device": "cpu"}), "cpu"
-    settled = config.train.precision == "auto" and precision not in (None, pick_precision("auto", here))
+    open_still = "train.precision" not in changes and config.train.precision == "auto"
+    settled = open_still and precision not in (None, pick_precision("auto", here))
     if settled and not (precision == "fp16" and here == "cpu"):
         config = vary(config, {"train.precision": precision})
     return config

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dftrack.config import Config, Value, vary
-from dftrack.errors import DataError, SettingError, StoreError
+from dftrack.errors import DataError, DeviceError, SettingError, StoreError
 from dftrack.experiment import Plan, Result, run_experiment
 from dftrack.learning.evaluation import Predictions
 from dftrack.learning.metrics import roc_auc
@@ -161,6 +161,18 @@ def test_neither_a_study_nor_an_evaluation_is_trained_again_whatever_settings_it
     with pytest.raises(StoreError, match="is no training but an evaluation") as caught:
         rebuild(tracker.find_run(judged), Request(run=judged))
     assert f"dftrack rerun {'f' * 12}" in caught.value.hint
+
+
+def test_a_run_of_a_card_can_be_trained_again_where_there_is_none(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    settings = {**SMALL, "train.device": "cuda", "run.device": "cuda", "run.precision": "fp16"}
+    tracker = open_tracker(store)
+    run = tracker.find_run(tracker.start_run("far", key="f", settings=settings, tags={}).run_id)
+    with pytest.raises(DeviceError) as caught:
+        rebuild(run, Request(run=run.run_id))
+    assert "--set train.device=cpu" in caught.value.hint
+    train = rebuild(run, Request(run=run.run_id, changes={"train.device": "cpu"}))[0].train
+    assert (train.device, train.precision) == ("cpu", "auto")
 
 
 # the verdict on runs whose numbers are set
