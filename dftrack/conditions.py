@@ -10,6 +10,7 @@ from typing import Any
 from dftrack.errors import SettingError
 from dftrack.run_index import UNDEFINED, Known
 
+TIME = re.compile(r"[0-9]{4}(-[0-9]{2}(-[0-9]{2}([ T][0-9]{2}(:[0-9]{2}(:[0-9]{2})?)?)?)?)?")  # 2026 to seconds
 CONDITION = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "=": operator.eq, "!=": operator.ne,
@@ -49,6 +50,20 @@ class Condition:
         if self.op in ("=", "!="):
             return COMPARE[self.op](str(known), self.value)
         return ours is None and wanted is None and COMPARE[self.op](str(known), self.value)
+
+    def holds_at(self, clock: str) -> bool:
+        """Whether a time, like "2026-03-01 14:30:05", fits: as far as the value goes, so that a day is all its hours.
+
+        Raises SettingError if the value is no time.
+        """
+        if self.op == "~":
+            return self.holds(clock)
+        if not TIME.fullmatch(self.value):
+            raise SettingError(
+                f"--where {self.name} wants a time of this machine, got {self.value!r}",
+                "2026, 2026-03, 2026-03-01 or '2026-03-01 14:30'",
+            )
+        return COMPARE[self.op](clock[: len(self.value)], self.value.replace("T", " "))
 
 
 def number_of(value: Known) -> float | None:

@@ -6,7 +6,7 @@ Nothing heavy is imported unless the store is no local file: a list of runs must
 import difflib
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dftrack.tracking import RunRecord
 
 ATTRIBUTES = ("run_id", "name", "status", "started", "ended", "seconds")
+TIMES = ("started", "ended")
 SHORT_NAMES = {  # of tags that people ask for
     "kind": "dftrack.kind",
     "end": "dftrack.end",
@@ -135,7 +136,8 @@ def find_runs(source: Source, query: Query) -> Listing:
         lines = [line for line in lines if kinds.get(line.run_id) in query.kinds]
     for condition in query.where:
         values = table.column(table.resolve(condition.name), None)
-        lines = [line for line in lines if line.run_id in values and condition.holds(values[line.run_id])]
+        holds: Callable[..., bool] = condition.holds_at if condition.name in TIMES else condition.holds
+        lines = [line for line in lines if line.run_id in values and holds(values[line.run_id])]
     for order in reversed(query.sort):
         lines = _sorted(lines, table.column(table.resolve(order.removeprefix("-")), None), order.startswith("-"))
     shown = lines[: query.limit] if query.limit else lines

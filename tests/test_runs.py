@@ -132,6 +132,12 @@ def test_deleted_runs_and_other_experiments_are_left_out(recorded: Path) -> None
         (['note="a \'quoted\' "word""'], "654321"),
         (["seconds<2"], "64321"),
         (["started>=2023-11-14", "started<2023-11-16"], "654321"),
+        (["started>=2023"], "654321"),
+        (["started<2023"], ""),
+        (["started>2023-11-01", "started<=2023-11"], "654321"),
+        (["ended=2023"], "64321"),
+        (["ended!=2023-11"], ""),
+        (["started~-11-"], "654321"),
         (["train.optimizer<3"], ""),
         (["end=pruned"], "3"),
     ],
@@ -194,6 +200,20 @@ def test_a_status_that_does_not_exist_is_refused(recorded: Path) -> None:
 def test_a_condition_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="--where wants NAME"):
         Condition.read(text)
+
+
+@pytest.mark.parametrize("value", ["yesterday", "20231114", "2023-11-14T22:15Z", "14.11.2023"])
+def test_a_time_that_is_none_is_refused_instead_of_fitting_no_run(recorded: Path, value: str) -> None:
+    with pytest.raises(SettingError, match="--where started wants a time") as caught:
+        named(recorded, where=where(f"started>={value}"))
+    assert "2026-03-01" in caught.value.hint
+
+
+def test_the_minutes_of_a_time_may_stand_behind_a_t(recorded: Path) -> None:
+    [clock] = asked(recorded, columns=["started"], where=where("name=run 4")).rows[0]
+    minute = str(clock)[:16]
+    for text in (minute, minute.replace(" ", "T")):
+        assert named(recorded, where=where(f"started>={text}")) == ["6", "5", "4"], text
 
 
 def test_a_setting_that_no_run_recorded_may_still_be_asked_for(recorded: Path) -> None:
