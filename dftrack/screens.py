@@ -20,8 +20,9 @@ from dftrack.learning.training import Epoch, Step
 from dftrack.render import number
 from dftrack.study import events
 from dftrack.study.definition import StudyDefinition
+from dftrack.study.finals import FinalStarted
 from dftrack.study.naming import trial_name
-from dftrack.study.session import FinalStarted, Opened
+from dftrack.study.search import Opened
 
 REFRESHES = 4  # of a live screen in a second: each costs 2 ms of a core that trains
 

@@ -11,9 +11,9 @@ from dftrack.config import SEEDS, Config, flatten
 from dftrack.errors import SettingError
 from dftrack.study.definition import find_study_file
 from dftrack.study.file import parse_study, read_study
+from dftrack.study.finals import unused_seeds
 from dftrack.study.fingerprint import differences, fingerprint
 from dftrack.study.halving import cost
-from dftrack.study.session import unused_seeds
 from dftrack.study.space import Choice, Float, Int, points, size
 from dftrack.study.toml_lines import parse_toml
 

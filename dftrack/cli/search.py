@@ -59,7 +59,8 @@ def study(
     from dftrack import render, render_study
     from dftrack.runtime import catch_stop_requests
     from dftrack.screens import StudyScreen
-    from dftrack.study.session import Request, run_study
+    from dftrack.study.begun import Request
+    from dftrack.study.session import run_study
 
     request = Request(
         definition=definition,
