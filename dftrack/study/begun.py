@@ -14,6 +14,7 @@ from dftrack.runtime import pick_device, pick_precision
 from dftrack.study.case import KEY
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.fingerprint import fingerprint
+from dftrack.study.naming import parent_key
 from dftrack.study.opening import OpenStudy, open_study
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage
@@ -98,7 +99,7 @@ def begin(request: Request, show: Callable[[str, int, int], None]) -> Begun:
     tracker = open_tracker(request.store)
     run = tracker.start_run(
         f"study {study.name}",
-        key=f"{key}-parent",
+        key=parent_key(key),
         settings=_settings(study.name, definition),
         tags={"dftrack.kind": "study", "dftrack.study": study.name, "dftrack.data_digest": data.digest},
     )

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from filelock import FileLock, Timeout
 
 from dftrack.study.liveness import Watch, is_free
-from dftrack.study.naming import trial_key
+from dftrack.study.naming import parent_key, trial_key
 from dftrack.study.opening import FINGERPRINT, OpenStudy
 from dftrack.study.records import Reader, Record, to_record
 from dftrack.tracking import KEY_TAG, RunRecord, Tracker
@@ -134,7 +134,7 @@ class Case:
 
     @property
     def parent_key(self) -> str:
-        return f"{self.key}-parent"
+        return parent_key(self.key)
 
     @property
     def metric(self) -> str:

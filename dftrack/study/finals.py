@@ -16,7 +16,7 @@ from dftrack.study.naming import final_key
 from dftrack.study.records import Record
 from dftrack.study.summary import FailedFinal, FinalTraining
 from dftrack.study.verdict import spread
-from dftrack.tracking import REASON_TAG, RunRecord
+from dftrack.tracking import KEY_TAG, REASON_TAG, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def failed_finals(begun: Begun) -> list[FailedFinal]:
 def _runs(begun: Begun, status: str) -> Iterator[tuple[int, RunRecord]]:
     for winner in begun.ranked()[:1]:
         for seed in unused_seeds(begun.definition):
-            tags = {"dftrack.key": final_key(begun.key, winner.number, seed)}
+            tags = {KEY_TAG: final_key(begun.key, winner.number, seed)}
             for run in begun.tracker.runs(tags=tags, status=status):
                 yield seed, run
 

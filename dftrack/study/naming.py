@@ -31,6 +31,11 @@ def short_value(value: Value) -> str:
     return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def parent_key(study_key: str) -> str:
+    """Names the run of the study itself."""
+    return f"{study_key}-parent"
+
+
 def trial_key(study_key: str, number: int) -> str:
     """Names a trial's run and its checkpoints, the same for whoever takes the trial up again."""
     return f"{study_key}-trial-{number}"

@@ -14,6 +14,7 @@ from dftrack.study.naming import trial_key
 from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.study.worker import Work
 from dftrack.study.workers import run_workers
+from dftrack.tracking import KEY_TAG
 
 REFRESH_SECONDS = 60.0  # at least so long between two reports while trials train,
 REFRESH_TIMES = 20  # and so many times what the last one took: meanwhile nobody listens to the workers
@@ -92,6 +93,6 @@ class Search:
         for record in begun.ranked()[begun.definition.keep_weights :]:
             if record.number in self._dropped:
                 continue
-            for run in begun.tracker.runs(tags={"dftrack.key": trial_key(begun.key, record.number)}):
+            for run in begun.tracker.runs(tags={KEY_TAG: trial_key(begun.key, record.number)}):
                 begun.tracker.drop_model(run.run_id)
             self._dropped.add(record.number)

@@ -11,7 +11,7 @@ from dftrack.study.definition import StudyDefinition
 from dftrack.study.jobs import Ended, Job, Outcome
 from dftrack.study.naming import trial_key, trial_name
 from dftrack.study.worker import Emit
-from dftrack.tracking import open_tracker
+from dftrack.tracking import KEY_TAG, open_tracker
 
 # How a trial's end in Optuna shows in MLflow: the run's status, and the tag that says which.
 MIRROR = {"complete": ("FINISHED", "complete"), "pruned": ("KILLED", "pruned"), "failed": ("FAILED", "failed")}
@@ -68,7 +68,7 @@ class TrialCloser:
         name = trial_key(self.key, ended.trial)
         status, end = MIRROR[ended.status]
         tracker = open_tracker(self.store)
-        for record in tracker.runs(tags={"dftrack.key": name}):
+        for record in tracker.runs(tags={KEY_TAG: name}):
             if (record.status, record.end) != (status, end):
                 tracker.close_run(record.run_id, status, end=end, reason=ended.reason)
         forget(self.store, name)
