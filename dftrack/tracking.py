@@ -308,5 +308,6 @@ def _record(run: MlflowRun) -> RunRecord:
 
 def _quoted(text: str) -> str:
     mark = '"' if "'" in text else "'"
-    assert mark not in text, f"MLflow cannot search for a text with both kinds of quotes: {text!r}"
+    if mark in text:
+        raise StoreError(f"MLflow cannot search for a text with both kinds of quotes: {text!r}")
     return f"{mark}{text}{mark}"

@@ -87,6 +87,12 @@ def test_an_unknown_run_and_an_ambiguous_one_are_said(tracker: Tracker) -> None:
         tracker.find_run("0123456789abcdef")
 
 
+def test_a_text_that_mlflow_cannot_search_for_is_said(tracker: Tracker) -> None:
+    assert tracker.runs(tags={"dftrack.study": "it's"}) == tracker.runs(tags={"dftrack.study": 'so "called"'}) == []
+    with pytest.raises(StoreError, match="both kinds of quotes"):
+        tracker.runs(tags={"dftrack.study": 'it\'s "so"'})
+
+
 def test_the_latest_run_is_the_one_started_last(tracker: Tracker, run: Run) -> None:
     with pytest.raises(StoreError, match="no FINISHED run"):
         tracker.latest_run()

@@ -56,11 +56,6 @@ class Begun:
         """Folder of the files that processes at work hold locked."""
         return self.request.store / "studies" / "workers"
 
-    @property
-    def digest(self) -> str:
-        """Of the data that every training must have; "" if the study itself searches what is left out of them."""
-        return "" if "data.leaks" in self.definition.space else self.data.digest
-
     def read_anew(self) -> None:
         """Forget what was read of the trials."""
         self.reader = Reader(self.study.storage.backend, self.study.study_id)

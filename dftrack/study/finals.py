@@ -76,7 +76,7 @@ def _train(begun: Begun, winner: Record, seed: int, watch: Watch, stop: StopRequ
         parent=begun.run.run_id,
         key=final_key(begun.key, winner.number, seed),
         tags={"dftrack.study": begun.study.name, "dftrack.trial": str(winner.number), "dftrack.seed": str(seed)},
-        data_digest=begun.digest,
+        data_digest=begun.data.digest,
     )
     for event in run_experiment(config, begun.request.store, plan=plan, stop=stop):
         if not isinstance(event, Result):

@@ -53,7 +53,7 @@ class Search:
             study=begun.study.name,
             definition=begun.definition,
             lives=begun.lives,
-            train=TrialTrainer(begun.definition, begun.request.store, begun.key, begun.run.run_id, begun.digest),
+            train=TrialTrainer(begun.definition, begun.request.store, begun.key, begun.run.run_id, begun.data.digest),
             on_ended=TrialCloser(begun.request.store, begun.key),
         )
         if ended < total:  # else only the winner's trainings are left
