@@ -65,7 +65,8 @@ def main(store: Path, faces: Path, kills: int = 20, workers: int = 4, trials: in
     last = subprocess.run(command, capture_output=True, text=True, check=False)
     while psutil.pid_exists(process.pid) and process.poll() is None:
         time.sleep(0.2)
-    print(f"kills: {dict(hits)} of {kills} in {time.monotonic() - began:.0f} s; the last command ended with {last.returncode}")
+    seconds = time.monotonic() - began
+    print(f"kills: {dict(hits)} of {kills} in {seconds:.0f} s; the last command ended with {last.returncode}")
     count(store)
 
 
