@@ -75,13 +75,12 @@ def test_a_file_that_was_replaced_is_read_as_it_was_and_one_that_was_cut_is_said
     assert "decoded again" in caught.value.hint
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed in /proc")
 def test_the_file_is_closed_with_the_last_view_of_the_array(made: NDArray[np.uint8], tmp_path: Path) -> None:
     def is_open() -> bool:
         targets = [os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
         return str(tmp_path / "pixels.u8") in targets
 
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("open files are listed in /proc")
     view = map_pixels(tmp_path / "pixels.u8", SHAPE)[5:9]
     gc.collect()
     assert is_open() and np.array_equal(read_rows(view, [0]), made[[5]])
