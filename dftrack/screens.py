@@ -20,9 +20,7 @@ from dftrack.learning.training import Epoch, Step
 from dftrack.render import number
 from dftrack.study import events
 from dftrack.study.definition import StudyDefinition
-from dftrack.study.finals import FinalStarted
 from dftrack.study.naming import trial_name
-from dftrack.study.search import Opened
 
 REFRESHES = 4  # of a live screen in a second: each costs 2 ms of a core that trains
 
@@ -151,10 +149,10 @@ class StudyScreen:
         self._progress.stop()
         self._single.__exit__(kind, error, trace)
 
-    def show(self, event: Event | Opened | events.Event | FinalStarted) -> None:
+    def show(self, event: Event | events.Opened | events.Event | events.FinalStarted) -> None:
         """Bring the screen up to date."""
         match event:
-            case Opened():
+            case events.Opened():
                 self._show_opened(event)
             case events.Started():
                 self._begin(event)
@@ -169,7 +167,7 @@ class StudyScreen:
             case events.Idle():
                 if event.worker in self._workers:
                     self._progress.update(self._workers[event.worker], description="waits for the others", detail="")
-            case FinalStarted():
+            case events.FinalStarted():
                 self._progress.stop()
                 self._single.__enter__()
                 seed = f"seed {event.seed} ({event.number} of {event.count})"
@@ -179,7 +177,7 @@ class StudyScreen:
             case _:
                 self._single.show(event)
 
-    def _show_opened(self, opened: Opened) -> None:
+    def _show_opened(self, opened: events.Opened) -> None:
         self._single.__exit__(None, None, None)
         self._ended = opened.ended
         before = f", {opened.ended} had ended before" if opened.ended else ""

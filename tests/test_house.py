@@ -463,6 +463,11 @@ def test_importing_the_command_line_loads_no_heavy_library() -> None:
     assert not heavy, f"`import dftrack.cli` loads {', '.join(heavy)}: import them inside the commands"
 
 
+def test_showing_a_training_loads_nothing_that_only_a_study_needs() -> None:
+    loaded = run_python("import sys, dftrack.screens; print(*{m.partition('.')[0] for m in sys.modules})").split()
+    assert not {"plotly", "optuna"} & set(loaded), "every `dftrack baseline` would wait for it"
+
+
 # Libraries may do as they like while they are imported, so what a library's own code does is not held against us.
 WATCHED_IMPORT = """
 import importlib, os, sys, sysconfig, threading

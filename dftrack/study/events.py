@@ -1,10 +1,20 @@
-"""What workers tell the process that started them: small frozen values, for a live table."""
+"""What a study and its workers tell whoever watches: small frozen values, for a live table."""
 
 from dataclasses import dataclass
 
 from dftrack.errors import DftrackError
 from dftrack.study.halving import Status
 from dftrack.study.space import Params
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The study is open and its parent run exists."""
+
+    name: str
+    run_id: str
+    total: int
+    ended: int  # trials that earlier starts brought to their end
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,4 +91,14 @@ class Refused:
     error: DftrackError
 
 
-Event = Started | Progress | Left | TrialEnded | Idle | WorkerDied | Finished | Refused
+@dataclass(frozen=True, slots=True)
+class FinalStarted:
+    """The winner is trained once more, with another seed."""
+
+    trial: int
+    seed: int
+    number: int  # from 1
+    count: int
+
+
+Event = Started | Progress | Left | TrialEnded | Idle | WorkerDied | Finished | Refused  # of a worker

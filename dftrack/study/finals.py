@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
 
@@ -12,22 +11,12 @@ from dftrack.experiment import Event, Notice, Plan, Result, run_experiment
 from dftrack.runtime import StopRequests
 from dftrack.study.begun import Begun
 from dftrack.study.definition import StudyDefinition
+from dftrack.study.events import FinalStarted
 from dftrack.study.naming import final_key
 from dftrack.study.records import Record
 from dftrack.study.summary import FailedFinal, FinalTraining
 from dftrack.study.verdict import spread
 from dftrack.tracking import KEY_TAG, REASON_TAG, RunRecord
-
-
-@dataclass(frozen=True, slots=True)
-class FinalStarted:
-    """The winner is trained once more, with another seed."""
-
-    trial: int
-    seed: int
-    number: int  # from 1
-    count: int
-
 
 Watch = Callable[[FinalStarted | Event], None]
 

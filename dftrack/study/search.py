@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from dftrack.data.cache import DataSet
 from dftrack.runtime import StopRequests, catch_stop_requests
 from dftrack.study.account import Account
 from dftrack.study.begun import Begun
-from dftrack.study.events import Event, TrialEnded
+from dftrack.study.events import Event, Opened, TrialEnded
 from dftrack.study.jobs import Ended
 from dftrack.study.naming import trial_key
 from dftrack.study.trials import TrialCloser, TrialTrainer
@@ -18,17 +16,6 @@ from dftrack.tracking import KEY_TAG
 
 REFRESH_SECONDS = 60.0  # at least so long between two reports while trials train,
 REFRESH_TIMES = 20  # and so many times what the last one took: meanwhile nobody listens to the workers
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The study is open and its parent run exists."""
-
-    name: str
-    run_id: str
-    data: DataSet
-    total: int
-    ended: int  # trials that earlier starts brought to their end
 
 
 class Search:
@@ -47,7 +34,7 @@ class Search:
         records = begun.records()
         total = max(begun.total(), len(records))  # what was begun is brought to its end
         ended = sum(record.is_ended for record in records)
-        self.watch(Opened(begun.study.name, begun.run.run_id, begun.data, total, ended))
+        self.watch(Opened(begun.study.name, begun.run.run_id, total, ended))
         work = Work(
             url=begun.study.storage.url,
             study=begun.study.name,

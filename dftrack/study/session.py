@@ -16,10 +16,10 @@ from dftrack.recording import record_start
 from dftrack.runtime import StopRequests
 from dftrack.study.account import Account
 from dftrack.study.begun import Begun, Request, begin
-from dftrack.study.events import Event
-from dftrack.study.finals import FinalStarted, final_metrics, train_finals
+from dftrack.study.events import Event, FinalStarted, Opened
+from dftrack.study.finals import final_metrics, train_finals
 from dftrack.study.liveness import Life
-from dftrack.study.search import Opened, Search
+from dftrack.study.search import Search
 from dftrack.study.summary import StudySummary, best_record, cost, verdict
 
 Watch = Callable[[Opened | Event | FinalStarted | ExperimentEvent], None]
