@@ -92,9 +92,9 @@ def _opened(database: Path) -> sqlite3.Connection:
     raw = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         raw.execute("select 1 from sqlite_master").fetchone()
-    except sqlite3.OperationalError:
+    except sqlite3.Error as error:
         raw.close()
-        if os.access(database.parent, os.W_OK):
+        if not isinstance(error, sqlite3.OperationalError) or os.access(database.parent, os.W_OK):
             raise
         raw = sqlite3.connect(f"{address}&immutable=1", uri=True, isolation_level=None)
     return raw

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -269,6 +270,7 @@ def test_a_study_runs_reports_goes_on_and_is_looked_after(
     changed = dftrack(*begin[:-1], "train.batch_size=4", "--trials", 3)
     assert changed.code == 4
     assert "train.batch_size: was 8, is 4" in changed.err and "--new" in changed.err
+    assert not [file.path for file in psutil.Process().open_files() if "optuna.db" in file.path], "each lets go of it"
 
 
 def test_a_fresh_start_that_is_stopped_names_the_command_that_goes_on(

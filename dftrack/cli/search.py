@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -127,8 +128,8 @@ def study_status(
     from dftrack.tracking import open_tracker
 
     definition = read_study(find_study_file(study_file))
-    opened = latest(Storage(_existing(storage or store / "optuna.db")), definition.name)
-    found = status(opened, definition, open_tracker(existing(store)))
+    with Storage(_existing(storage or store / "optuna.db")) as place:
+        found = status(latest(place, definition.name), definition, open_tracker(existing(store)))
     if as_json:
         render.print_json(dataclasses.asdict(found))
     else:
@@ -150,9 +151,11 @@ def doctor(
 
     place = storage or store / "optuna.db"
     tracker = open_tracker(existing(store))
-    studies = clinic.studies_in(Storage(_existing(place))) if storage or Path(place).exists() else ()
-    found = clinic.examine(tracker, studies)
-    mended = clinic.fix(found, tracker, studies) if fix else ()
+    with ExitStack() as opened:
+        there = storage or Path(place).exists()
+        studies = clinic.studies_in(opened.enter_context(Storage(_existing(place)))) if there else ()
+        found = clinic.examine(tracker, studies)
+        mended = clinic.fix(found, tracker, studies) if fix else ()
     left = [finding for finding in found if not fix or not finding.mend]
     if as_json:
         render.print_json(

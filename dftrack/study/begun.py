@@ -3,6 +3,7 @@
 import dataclasses
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,16 +89,18 @@ def begin(request: Request, show: Callable[[str, int, int], None]) -> Begun:
     data = open_data(config.data, request.store, show)
     definition = _at_size(request.definition, data.image_size)
     mark = fingerprint(definition, data.digest, {"dftrack": __version__})
-    storage = Storage(request.storage or request.store / "optuna.db")
-    study = open_study(storage, definition, mark, trials=request.trials, new=request.new)
-    key = storage.steady(lambda: _study_key(study))
-    tracker = open_tracker(request.store)
-    run = tracker.start_run(
-        f"study {study.name}",
-        key=parent_key(key),
-        settings=_settings(study.name, definition),
-        tags={"dftrack.kind": "study", "dftrack.study": study.name, "dftrack.data_digest": data.digest},
-    )
+    with ExitStack() as refused:
+        storage = refused.enter_context(Storage(request.storage or request.store / "optuna.db"))
+        study = open_study(storage, definition, mark, trials=request.trials, new=request.new)
+        key = storage.steady(lambda: _study_key(study))
+        tracker = open_tracker(request.store)
+        run = tracker.start_run(
+            f"study {study.name}",
+            key=parent_key(key),
+            settings=_settings(study.name, definition),
+            tags={"dftrack.kind": "study", "dftrack.study": study.name, "dftrack.data_digest": data.digest},
+        )
+        refused.pop_all()  # from here on, who closes the parent run closes the storage
     return Begun(request=request, definition=definition, data=data, study=study, key=key, tracker=tracker, run=run)
 
 
