@@ -8,6 +8,7 @@ import importlib.util
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,8 +119,10 @@ def _difference(detector: Detector, score: Callable[[NDArray[np.uint8]], NDArray
 
 def _as_folder(detector: Detector, folder: Path) -> Exported:
     """The detector's own two files, for `Detector.load`."""
+    with tempfile.TemporaryDirectory(prefix="dftrack-") as aside:
+        detector.save(Path(aside))
+        difference = _difference(detector, Detector.load(Path(aside)).score)
     detector.save(folder)
-    difference = _difference(detector, Detector.load(folder).score)
     weights = folder / WEIGHTS
     return Exported(folder, sha256(weights), weights.stat().st_size, difference)
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import optuna
 
 from dftrack.config import Config, Value, vary
-from dftrack.errors import MetricError
+from dftrack.errors import MetricError, require
 from dftrack.experiment import Plan, Result, run_experiment
 from dftrack.learning.training import Epoch
+from dftrack.study.definition import NOT_SEARCHED
 from dftrack.study.naming import trial_key, trial_name
 from dftrack.study.space import Choice, Float, Int, Space
 
@@ -34,7 +35,7 @@ class Objective:
     of Optuna's can end the trial. Test splits are not opened. parent: run id under which the runs are shown.
     Raises optuna.TrialPruned when the pruner says so (the run is closed as KILLED, pruned, before), MetricError if the
     metric is undefined, and what `run_experiment` raises; give those to `optimize(..., catch=(DftrackError,))` if a
-    failed trial should not end your study.
+    failed trial should not end your study. Raises SettingError for a space that decides which pictures there are.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class Objective:
         metric: str = "val/roc_auc",
         parent: str | None = None,
     ) -> None:
+        for name in ("data.source", "data.leaks"):
+            require(name not in space, f"{name} cannot be searched: {NOT_SEARCHED[name]}")
         self.config, self.space, self.store = config or Config(), space, store
         self.metric, self.parent = metric, parent
 

@@ -160,8 +160,7 @@ def rebuild(run: RunRecord, request: Request) -> tuple[Config, list[str]]:
         config = vary(Config(), recorded)
     except SettingError as error:
         raise StoreError(f"run {run.run_id[:12]} has settings that cannot be used: {error.message}") from error
-    changes = {"data.source": data_source_of(run)} | dict(request.changes)
-    changes |= {"data.source": request.source} if request.source else {}
+    changes = {"data.source": request.source or data_source_of(run)} | dict(request.changes)
     return _as_resolved(vary(config, changes), run, changes), notes
 
 

@@ -15,7 +15,7 @@ import torch
 
 from dftrack.config import Config, DataConfig, TrainConfig
 from dftrack.data.cache import open_data
-from dftrack.errors import BusyExperiment, DataError, Interrupted, StoreError, TrainingError
+from dftrack.errors import BusyExperiment, DataError, Interrupted, SettingError, StoreError, TrainingError
 from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
 from dftrack.learning import training
 from dftrack.learning.training import Epoch, Step
@@ -23,7 +23,7 @@ from dftrack.objective import Objective
 from dftrack.runtime import StopRequests
 from dftrack.study.file import parse_study
 from dftrack.study.jobs import Ended, Job
-from dftrack.study.space import Float
+from dftrack.study.space import Choice, Float
 from dftrack.study.trials import TrialCloser, TrialTrainer
 from dftrack.tracking import Run, open_tracker
 from tests.makers import make_faces
@@ -310,6 +310,12 @@ def test_a_picture_with_a_name_of_no_alphabet_is_recorded_all_the_same(
     result = finish(small(odd), store, plan=Plan())
     text = open_tracker(store).download(result.run_id, "predictions/val.csv").read_text()
     assert "Andr" in text
+
+
+@pytest.mark.parametrize("name", ["data.source", "data.leaks"])
+def test_an_objective_refuses_to_compare_trials_on_different_pictures(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} cannot be searched"):
+        Objective(space={name: Choice(("a", "b"))})
 
 
 def test_a_scripts_trial_does_not_go_on_as_the_interrupted_one_of_another_study(

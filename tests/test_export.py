@@ -99,6 +99,21 @@ def test_safetensors_is_the_detectors_own_folder(detector: Detector, tmp_path: P
     assert sorted(path.name for path in written.path.iterdir()) == ["detector.json", "model.safetensors"]
 
 
+def test_a_folder_whose_numbers_are_others_is_not_written(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(detector, "safetensors", tmp_path / "mine")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    loaded = make_detector(seed=5)
+    monkeypatch.setattr(Detector, "load", lambda folder: loaded)
+    with pytest.raises(DetectorError, match="the exported model gives"):
+        export(detector, "safetensors", tmp_path / "mine")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == before
+    with pytest.raises(DetectorError, match="the exported model gives"):
+        export(detector, "safetensors", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("wrong", [lambda p: np.full(len(p), 0.4), lambda p: np.full(len(p), np.nan), lambda p: p[:0]])
 def test_other_numbers_are_refused_and_what_was_there_stays(
     detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong
@@ -134,4 +149,7 @@ def test_the_command_exports_the_model_of_a_run(
     told = json.loads(said.out)
     assert said.code == 0 and told["path"] == str(out) and told["largest_difference"] == 0
     assert Detector.load(out).temperature == 1.7
+    folder = f"{tmp_path}/models/"
+    said = dftrack("export", run.run_id[:8], "--format", "torchexport", "--out", folder, "--store", store, "--json")
+    assert json.loads(said.out)["path"] == f"{folder}detector.pt2", "what ends in a slash is a folder"
     refused(dftrack("export", "--format", "pickle", "--store", store), 2, "no format 'pickle'", "onnx")

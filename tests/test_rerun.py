@@ -86,6 +86,8 @@ def test_pictures_that_changed_are_refused_unless_it_is_to_be_anyway(tmp_path: P
     with pytest.raises(DataError, match="there is no"):
         again(store, old)
     assert again(store, old, source=str(moved))[1].likeness.word == "bit-identical", "the same pictures elsewhere"
+    with pytest.raises(DataError, match="there is no 'typo'"):  # --set counts last, as in every command
+        again(store, old, source=str(moved), changes={"data.source": "typo"})
     lost = sorted((moved / "val" / "fake").iterdir())[0]
     lost.unlink()
     before = len(open_tracker(store).runs())

@@ -173,7 +173,7 @@ def export(
     ] = None,
     kind: Annotated[str, typer.Option("--format", help="onnx, safetensors or torchexport.")] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="Where to [detector.onnx, the folder detector/, or detector.pt2].")
+        str | None, typer.Option(help="Where to [detector.onnx, the folder detector/, or detector.pt2].")
     ] = None,
     store: Store = STORE,
     as_json: Json = False,
@@ -189,7 +189,10 @@ def export(
         raise SettingError(f"there is no format {kind!r}", f"choose one of {', '.join(USUAL_NAMES)}")
     detector, run_id, described, caution = fetch_detector(existing(store), model)
     render.warn(caution)
-    written = write(detector, kind, out)
+    place = Path(out) if out is not None else None
+    if place is not None and str(out).endswith("/") and kind != "safetensors":  # a folder, though it is not there yet
+        place /= USUAL_NAMES[kind]
+    written = write(detector, kind, place)
     if as_json:
         render.print_json(
             {
