@@ -74,10 +74,11 @@ def find_runs(tracker: Tracker, references: Sequence[str], study: str, top: int)
     Raises SettingError for fewer than two runs or one named twice, StoreError for one that is not there.
     """
     found = [tracker.find_run(reference) for reference in references]
-    if study:
-        found += _best_trials(tracker, study, top)
-    if len({run.run_id for run in found}) < len(found):
+    named = {run.run_id for run in found}
+    if len(named) < len(found):
         raise SettingError("one run is named twice", "name each run once")
+    if study:
+        found += [trial for trial in _best_trials(tracker, study, top) if trial.run_id not in named]
     if len(found) < 2:
         raise SettingError(
             f"a comparison needs two runs, got {len(found)}", "dftrack compare RUN RUN..., or --study NAME --top 5"

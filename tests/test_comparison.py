@@ -125,6 +125,8 @@ def test_trials_without_tests_are_compared_on_val_with_a_warning(tracker: Tracke
     ]
     runs = comparison.find_runs(tracker, [], "tiny", 2)
     assert [run.run_id for run in runs] == [made[1].run_id, made[2].run_id], "the best come first"
+    beside = comparison.find_runs(tracker, [made[2].run_id], "tiny", 2)
+    assert [run.run_id for run in beside] == [made[2].run_id, made[1].run_id], "the run it is compared with may be one"
     found = comparison.compare(tracker, runs, resamples=100)
     assert {test.split for test in found.tests} == {"val"}
     assert any("flatter" in note for note in found.notes)
