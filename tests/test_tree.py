@@ -2,8 +2,11 @@
 
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -324,14 +327,35 @@ def test_the_containers_name_files_and_commands_that_exist() -> None:
     assert set(extra["services"]) <= set(composed["services"])
 
 
+def copied_in(dockerfile: str) -> list[str]:
+    """What (a part of) the Dockerfile takes from the checkout."""
+    lines = [line for line in dockerfile.splitlines() if line.startswith("COPY ") and "--from" not in line]
+    return [word for line in lines for word in line.split()[1:-1]]
+
+
+def test_the_package_can_be_built_from_what_the_image_copies(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    _, first_stage, _ = (ROOT / "docker" / "Dockerfile").read_text().split("\nFROM ")
+    for name in copied_in(first_stage):
+        place = source / name
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, place)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "out")]
+    done = subprocess.run(build, cwd=source, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [wheel] = (tmp_path / "out").iterdir()
+    assert "dftrack/studies/default.toml" in zipfile.ZipFile(wheel).namelist(), "`dftrack study` finds no study there"
+
+
 def test_the_image_copies_what_exists_and_runs_as_nobody_in_particular() -> None:
-    lines = (ROOT / "docker" / "Dockerfile").read_text().splitlines()
-    copied = [
-        word for line in lines if line.startswith("COPY ") and "--from" not in line for word in line.split()[1:-1]
-    ]
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    copied = copied_in(dockerfile)
     missing = [name for name in copied if not (ROOT / name).exists()]
     assert not missing, f"the Dockerfile copies {missing}"
     admitted = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} <= set(admitted), "the engine is not given what the Dockerfile copies"
-    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    users = [line.split()[1] for line in dockerfile.splitlines() if line.startswith("USER ")]
     assert users and users[-1] not in ("root", "0"), "the container runs as root"
