@@ -29,11 +29,15 @@ Database = Annotated[
 )
 def study(
     context: typer.Context,
-    trials: Annotated[int | None, typer.Option(help="How many trials there are in the end [30].")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="How many trials there are in the end [as before, else the study file's].")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that train trials at the same time.")] = 1,
     study_file: StudyFile = "default",
     data: Annotated[str | None, typer.Option(help="'sample', a folder, or a manifest.csv [sample].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs of a trial that is trained to the end [10].")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of a trial that is trained to the end [the study file's].")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16 [auto].")] = None,
     settings: Annotated[
