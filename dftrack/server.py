@@ -190,7 +190,9 @@ class _Routes:
     def _refuse_no_picture(self, request: Request) -> None:
         if request.kind.startswith(("multipart/", "application/x-www-form")):
             raise RefusedError(
-                415, f"a picture is sent as it is, not as {request.kind}", "curl --data-binary @face.jpg"
+                415,
+                f"a picture is sent as it is, not as {request.kind}",
+                "curl -H 'Content-Type: image/jpeg' --data-binary @face.jpg",
             )
         if not is_picture(request.body):
             raise RefusedError(415, "this is no JPEG, PNG or WebP picture", "only these are judged")
