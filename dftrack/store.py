@@ -208,7 +208,7 @@ def _explained(message: str, uri: str) -> StoreError:
         "readonly": "may you write there?",
         "malformed": "move it away, or restore a copy; `sqlite3 mlflow.db .recover` saves what can be read",
         "not a database": "move it away, or choose another folder with --store",
-        "No module named": "PostgreSQL needs a driver: pip install 'psycopg[binary]'",
+        "No module named": "PostgreSQL needs a driver: pip install 'dftrack[postgres]'",
     }
     hint = next((hint for symptom, hint in hints.items() if symptom in text), "")
     return StoreError(f"the tracking store {where} failed: {text[:300]}", hint)

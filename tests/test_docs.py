@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from dftrack import __main__ as entry
-from dftrack import errors
+from dftrack import config, errors
+from dftrack.study.file import COUNTS, KEYS, PRUNING_KEYS
 from tests.makers import make_faces
 from tests.test_tree import commands_in, root_command
 
@@ -194,6 +195,16 @@ def test_every_command_stands_in_the_readme() -> None:
         name for name in root_command().commands if f"`dftrack {name}" not in readme and f"`{name}`" not in readme
     ]
     assert not missing, f"README.md says nothing of {missing}"
+
+
+def test_the_tables_name_every_setting_and_every_key_of_a_study_file() -> None:
+    def first_cells(page: str) -> set[str]:
+        return set(re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / page).read_text(), flags=re.MULTILINE))
+
+    assert first_cells("train-on-your-photos.md") == set(config.setting_types())
+    sections = {"base": "[base]", "space": "[space]", "pruning": "[pruning]"}
+    keys = {sections.get(key, key) for key in (*KEYS, *COUNTS)} | set(PRUNING_KEYS)
+    assert first_cells("studies.md") == keys
 
 
 def test_the_documented_exit_codes_are_those_of_the_errors() -> None:

@@ -19,6 +19,7 @@ from dftrack.study.space import MANY, Choice, Dimension, Float, Int, Params, Spa
 from dftrack.study.toml_lines import TomlFile, parse_toml, read_toml
 
 KEYS = ("name", "metric", "direction", "sampler", "seed", "trials", "enqueue", "base", "space", "pruning")
+PRUNING_KEYS = ("kind", "eta", "rungs", "shares", "spread_over", "keep_baseline")
 COUNTS = {"trials": (30, 1), "final_seeds": (3, 0), "keep_weights": (3, 0)}  # key -> default, least
 MOST_CORNERS = 256  # of a space: in a richer one the settings are checked together two by two
 Entry = tuple[str, tuple[str, ...], Any]  # dotted name of a setting, where it stands, what is given
@@ -197,7 +198,7 @@ def _pruning(file: TomlFile, epochs: int, space: Space) -> Halving | None:
     if not isinstance(table, dict):
         hint = 'write [pruning], then kind = "halving"'
         raise file.error(("pruning",), f"pruning must be a table, got {table!r}", hint)
-    _known_keys(file, ("pruning",), table, ("kind", "eta", "rungs", "shares", "spread_over", "keep_baseline"))
+    _known_keys(file, ("pruning",), table, PRUNING_KEYS)
     kind = _one_of(file, ("pruning", "kind"), table.get("kind", "halving"), ("halving", "none"))
     if kind == "none":
         for key in table.keys() - {"kind"}:

@@ -12,7 +12,7 @@ many equal parts as there are seats, and a trial competes with those of its own 
 is in go to the best of the others. At later rungs all compete with all.
 
 The baseline has a seat of its own wherever there are two or more: it reaches the end and the winner is never worse than
-it on the validation split. Its seat is one of the 12, of the 6 and of the 3, so this costs no epoch (training it on as
+it on the validation split. Its seat is one of the 9, of the 5 and of the 3, so this costs no epoch (training it on as
 an extra one would cost up to 9 and break the bound of a quarter, 75 of 300).
 
 Source: Jamieson and Talwalkar 2016, "Non-stochastic best arm identification and hyperparameter optimization".
