@@ -8,7 +8,6 @@ import importlib.util
 import io
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from dftrack import __version__
 from dftrack.errors import DetectorError, DftrackError
-from dftrack.files import sha256, write_aside
+from dftrack.files import sha256, temporary_folder, write_aside
 from dftrack.learning.detector import CLASSES, RESIZE, WEIGHTS, Detector
 from dftrack.learning.model import FaceCNN, normalise
 
@@ -119,9 +118,9 @@ def _difference(detector: Detector, score: Callable[[NDArray[np.uint8]], NDArray
 
 def _as_folder(detector: Detector, folder: Path) -> Exported:
     """The detector's own two files, for `Detector.load`."""
-    with tempfile.TemporaryDirectory(prefix="dftrack-") as aside:
-        detector.save(Path(aside))
-        difference = _difference(detector, Detector.load(Path(aside)).score)
+    with temporary_folder() as aside:
+        detector.save(aside)
+        difference = _difference(detector, Detector.load(aside).score)
     detector.save(folder)
     weights = folder / WEIGHTS
     return Exported(folder, sha256(weights), weights.stat().st_size, difference)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from dftrack.errors import StoreError
 
 ORPHAN_SECONDS = 60.0  # a temporary file of a dead process is removed when it is this old
@@ -155,10 +157,43 @@ def sync_folder(folder: Path) -> None:
 
 
 def passing_folder() -> Path:
-    """A new empty folder for copies from elsewhere, deleted with all in it when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="dftrack-"))
+    """A new empty folder for copies from elsewhere, gone with all in it when this process ends. Raises StoreError."""
+    folder = _new_temporary()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new empty folder, deleted with all in it when the block ends. Raises StoreError if none can be made."""
+    folder = _new_temporary()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_temporary() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="dftrack-"))
+    except OSError as error:
+        raise StoreError(
+            f"cannot make a temporary folder: {error.strerror or error}", "is there space? TMPDIR names another place"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock at `path`; while another process does, `waiting` is called again and again, and may raise."""
+    lock = FileLock(path)
+    while not lock.is_locked:
+        waiting()
+        with suppress(Timeout):
+            lock.acquire(timeout=0.5)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:

@@ -5,7 +5,6 @@ A part of the door to MLflow: only `tracking`, `recorder` and `registered` call 
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import metadata
@@ -23,7 +22,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 import dftrack
-from dftrack.files import passing_folder, sha256
+from dftrack.files import passing_folder, sha256, temporary_folder
 
 NAME = "detector"
 WEIGHTS_TAG = "dftrack.weights"  # sha256 of the weights: the same ones are logged once
@@ -140,9 +139,9 @@ def _place(client: MlflowClient, model: LoggedModel) -> Iterator[Path]:
             shutil.rmtree(place, ignore_errors=True)
             raise
         return
-    with tempfile.TemporaryDirectory(prefix="dftrack-model-") as aside:
-        yield Path(aside) / "model"
-        client.log_model_artifacts(model.model_id, str(Path(aside) / "model"))
+    with temporary_folder() as aside:
+        yield aside / "model"
+        client.log_model_artifacts(model.model_id, str(aside / "model"))
 
 
 def _save(place: Path, folder: Path, model: LoggedModel, run_id: str) -> None:

@@ -8,7 +8,6 @@ import csv
 import io
 import json
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from dftrack import logged_model
 from dftrack.config import Value
 from dftrack.dataset_input import describe
 from dftrack.errors import StoreError
-from dftrack.files import write_bytes
+from dftrack.files import temporary_folder, write_bytes
 from dftrack.redaction import scrub
 
 KEY_TAG = "dftrack.key"  # our own name of a run: a second attempt to start it finds the first
@@ -248,8 +247,8 @@ class Run:
         if folder := local_path(self.record.artifact_uri):
             write_bytes(folder / place, content)
             return
-        with tempfile.TemporaryDirectory() as aside, self._speaking():
-            file = Path(aside) / place.name
+        with temporary_folder() as aside, self._speaking():
+            file = aside / place.name
             file.write_bytes(content)
             parent = str(place.parent)
             self._client.log_artifact(self.run_id, str(file), None if parent == "." else parent)

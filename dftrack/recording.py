@@ -1,15 +1,14 @@
 """What one experiment leaves behind: where it came from, how it ended, its pictures, its predictions, its model."""
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dftrack.config import Config, Value, flatten
 from dftrack.data.cache import DataSet
 from dftrack.data_place import place_tag
 from dftrack.dossier import record_assessment, record_review
+from dftrack.files import temporary_folder
 from dftrack.learning import figures
 from dftrack.learning.assessment import Assessment, Chosen, Progress, assess, choose
 from dftrack.learning.detector import Detector
@@ -188,8 +187,7 @@ def prediction_columns(found: Predictions) -> dict[str, Sequence[str | float]]:
 
 
 def _record_model(run: Run, trained: Trained, reports: Sequence[Report], chosen: Chosen) -> str:
-    with tempfile.TemporaryDirectory(prefix="dftrack-model-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         detector = Detector(
             model=trained.model,
             settings=flatten(trained.config),

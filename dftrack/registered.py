@@ -7,14 +7,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dftrack import logged_model
 from dftrack.errors import DetectorError, StoreError
-from dftrack.files import passing_folder
+from dftrack.files import passing_folder, temporary_folder
 from dftrack.redaction import scrub
 from dftrack.store import Connection, local_path, speaking
 
@@ -234,15 +233,15 @@ def score_apart(folder: Path, pictures: Sequence[Path]) -> list[float | None]:
     picture that it could not read. Raises DetectorError with its last words if it fails, or takes longer than
     APART_SECONDS.
     """
-    with tempfile.TemporaryDirectory(prefix="dftrack-apart-") as name:
-        answer = Path(name) / "answer.json"
+    with temporary_folder() as aside:
+        answer = aside / "answer.json"
         asked = {"model": str(folder), "inputs": [str(picture.absolute()) for picture in pictures]}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-c", LOADER],
                 input=json.dumps({**asked, "answer": str(answer)}).encode(),
                 capture_output=True,
-                cwd=name,
+                cwd=aside,
                 timeout=APART_SECONDS,
                 env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | SWITCHES,
             )

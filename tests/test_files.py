@@ -7,16 +7,18 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dftrack import files
-from dftrack.errors import StoreError
-from dftrack.files import sha256, write_aside, write_bytes, write_many, write_text
+from dftrack.errors import Interrupted, StoreError
+from dftrack.files import locked, sha256, temporary_folder, write_aside, write_bytes, write_many, write_text
 
 OLD, NEW = b"old content", b"new content" * 1000
 
@@ -266,3 +268,29 @@ def test_the_progress_of_a_hash_adds_up_to_the_file(tmp_path: Path) -> None:
     told: list[int] = []
     sha256(path, told.append)
     assert told == [1 << 22, 5]
+
+
+def test_who_waits_for_a_lock_hears_of_a_request_to_stop(tmp_path: Path) -> None:
+    looks = iter([None, None, Interrupted(143)])
+
+    def look() -> None:
+        if (request := next(looks)) is not None:
+            raise request
+
+    with FileLock(tmp_path / "lock"), pytest.raises(Interrupted), locked(tmp_path / "lock", look):
+        raise AssertionError("the lock was held by another")
+    with locked(tmp_path / "lock", lambda: None), pytest.raises(Timeout):
+        FileLock(tmp_path / "lock").acquire(timeout=0)
+
+
+def test_no_room_for_a_temporary_folder_is_the_store_s_fault_and_not_the_training_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StoreError, match="cannot make a temporary folder") as caught, temporary_folder():
+        pass
+    assert "TMPDIR" in caught.value.hint
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        (folder / "file").write_bytes(NEW)
+    assert not list(tmp_path.iterdir()), "it goes with all in it"

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from dftrack.config import DataConfig
@@ -27,6 +26,7 @@ from dftrack.data.leaks import Review, review
 from dftrack.data.pixel_file import map_pixels
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
+from dftrack.files import locked
 
 FORMAT = 1  # raise it whenever the same files come out as other numbers, or the folder is laid out anew
 UNREADABLE_SHARE = 0.01  # of a split: more than this is an error
@@ -112,7 +112,7 @@ def open_listing(
     if opened is None:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(place.with_name(f"{place.name}.lock")):
+            with locked(place.with_name(f"{place.name}.lock"), lambda: _wait(progress)):
                 opened = _open(place)  # another process may have built it while this one waited
                 if opened is None:
                     build(place, listing, stamps, size, progress)
@@ -126,6 +126,12 @@ def open_listing(
     if opened is None:
         raise StoreError(f"the decoded pictures in {place} vanished while they were opened", "run it again")
     return _data_set(listing, size, opened, to_train)
+
+
+def _wait(progress: Progress | None) -> None:
+    """Tell that another process decodes the same pictures; whoever listens may raise, to stop waiting."""
+    if progress:
+        progress("waiting for another process that decodes the same pictures", 0, 1)
 
 
 # ---- reading

@@ -24,7 +24,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,6 +32,7 @@ from dftrack.data.forgery import Crop, damage, draw_crop, forge
 from dftrack.data.parallel import spread
 from dftrack.data.pictures import Pixels, encode_jpeg, encode_png
 from dftrack.errors import DataError, StoreError
+from dftrack.files import locked
 
 RECIPE = 1  # raise it whenever a byte of the sample changes
 SEED = 1994  # the year the last of the photographs was taken
@@ -75,7 +75,7 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
     photographs()  # a missing package is told before anything is made
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(place.with_name(f".{place.name}.lock")):
+        with locked(place.with_name(f".{place.name}.lock"), lambda: _wait(progress)):
             if not (place / MANIFEST).is_file():
                 _build(place, progress)
     except OSError as error:
@@ -84,6 +84,12 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
             f"cannot make the sample in {place}: {reason}", "is there space, and may you write?"
         ) from error
     return place
+
+
+def _wait(progress: Progress | None) -> None:
+    """Tell that another process makes the sample; whoever listens may raise, to stop waiting."""
+    if progress:
+        progress("waiting for another process that makes the sample", 0, 1)
 
 
 @cache
