@@ -127,6 +127,15 @@ def train_without_device(_job: Job, _emit: Emit, _stop: object = None) -> Outcom
     raise DeviceError("train.device is cuda, but PyTorch sees no CUDA card", "use --device cpu")
 
 
+def train_on_a_card_that_breaks(job: Job, emit: Emit, _stop: object = None, *, notes: str) -> Outcome:
+    """In the first process, from the third trial on, nothing works on the card."""
+    broken = Path(notes) / "broken.txt"
+    if job.trial >= 2 and (not broken.exists() or broken.read_text() == str(os.getpid())):
+        broken.write_text(str(os.getpid()))
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    return train(job, emit)
+
+
 def train_what_another_holds(job: Job, emit: Emit, _stop: object = None, *, notes: str) -> Outcome:
     """Trial 1 is in the hands of a process that does not let go until it was asked for twice."""
     asked = Path(notes) / "asked.txt"

@@ -324,6 +324,31 @@ def test_a_trial_that_another_process_still_holds_is_given_back_and_ends_no_work
     assert records[1].claim.deaths == 0, "to give back is no death"
 
 
+def test_a_card_that_answers_nothing_any_more_costs_a_process_and_no_trial(opened: OpenStudy, tmp_path: Path) -> None:
+    work = standins.work(opened, standins.definition(), tmp_path)
+    events: list[Event] = []
+    train = partial(standins.train_on_a_card_that_breaks, notes=str(tmp_path))
+    run_workers(dataclasses.replace(work, train=train), 1, events.append, gpus=())
+    assert_sound(records := ended(tmp_path / "optuna.db"), 9)
+    assert not [record.number for record in records if record.status == "failed"]
+    assert [event.exit_code for event in events if isinstance(event, WorkerDied)] == [worker.EXIT_BROKEN]
+
+
+def test_ctrl_c_while_a_worker_starts_is_held_back_until_it_can_hear_of_it(opened: OpenStudy, tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=worker.run_worker, args=(standins.work(opened, standins.definition(), tmp_path), 0, theirs)
+    )
+    with workers._no_interrupt():
+        process.start()
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)  # Python itself has hardly begun
+    process.join(60)
+    ours.close()
+    assert process.exitcode == 143, "it stops as it is told to, without a traceback (that would be -2)"
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "it must not be held back for ever"
+
+
 def test_no_workers_are_refused(opened: OpenStudy, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--workers must be at least 1, got 0"):
         run_workers(standins.work(opened, standins.definition(), tmp_path), 0)

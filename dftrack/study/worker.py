@@ -1,6 +1,7 @@
 """One worker: a process that takes jobs from the queue until there are none, or until it is told to stop."""
 
 import os
+import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -33,6 +34,7 @@ OnEnded = Callable[[Ended], None]
 FIRST_WAIT, LONGEST_WAIT = 0.05, 2.0  # seconds between two looks for work
 BUSY_SECONDS = 15.0  # that a trial is left alone whose former worker has not let go of its checkpoints yet
 EXIT_REFUSED = 70  # of a worker that could not go on and has said why
+EXIT_BROKEN = 71  # of a worker whose card answers nothing any more: a fresh process takes up its trial
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ def run_worker(work: Work, index: int, pipe: Connection) -> None:
     os.setpgrp()  # Ctrl-C is the parent's business: it tells us once
     send = _Sender(pipe)
     with catch_stop_requests() as requests:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which our parent held back while we started
         threading.Thread(target=_obey, args=(pipe, requests), name="obey", daemon=True).start()
         life: Life | None = None
         try:
@@ -130,6 +133,8 @@ def _do(
     except (StoreError, DataError, DeviceError) as error:  # not the trial's fault: every other would fail by it, too
         stop, outcome = error, Outcome("released", reason=error.message)
     except BaseException as error:  # a trial's failure, out of memory included, is not the study's
+        if is_broken(error):
+            raise SystemExit(EXIT_BROKEN) from error
         text = f"{type(error).__name__}: {error}".strip().rstrip(":")
         outcome = Outcome("failed", reason=text, traceback="".join(traceback.format_exception(error)))
     finally:
@@ -142,6 +147,11 @@ def _do(
         send(Left(index, job.trial, outcome.kind, outcome.reason))
         raise stop
     return outcome.kind, outcome.reason
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether nothing on the card works in this process any more: after most of CUDA's errors it is so."""
+    return "CUDA error" in str(error) and "out of memory" not in str(error)
 
 
 class _Sender:

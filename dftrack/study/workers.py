@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ class _Crew:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=run_worker, args=(self.work, index, theirs), name=f"worker-{index}")
-        with _environment(self.environments[index]):  # before the child imports what reads it
+        with _environment(self.environments[index]), _no_interrupt():  # before the child imports what reads it
             process.start()
         theirs.close()  # so that the death of the worker is the end of the file
         self.pipes[ours] = index
@@ -162,6 +163,16 @@ def find_gpus() -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     return tuple(answer.stdout.split())
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C waits; what is started meanwhile has it held back until it is ready to hear of it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
