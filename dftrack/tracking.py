@@ -250,6 +250,11 @@ class Tracker:
         with speaking(self._connection.uri):
             return logged_model.drop(self._client, run_id)
 
+    def is_registered(self, run_id: str) -> bool:
+        """Whether a version of any registered model is the model of this run."""
+        with speaking(self._connection.uri):
+            return bool(self._client.search_model_versions(f"run_id = '{run_id}'", max_results=1))
+
     def offer_view(self, view: View) -> str:
         """Keep a view of the list of runs for the MLflow page; returns what follows the page's address to see it."""
         return offer(self._connection, self.experiment_id, view)

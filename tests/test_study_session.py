@@ -18,11 +18,12 @@ from makers import make_faces
 
 from dftrack.config import Value
 from dftrack.errors import Interrupted, StoreError
+from dftrack.experiment import Notice
 from dftrack.learning import training
 from dftrack.runtime import StopRequests
-from dftrack.study import finals
+from dftrack.study import finals, session
 from dftrack.study import search as module
-from dftrack.study.account import Account
+from dftrack.study.account import Account, openings
 from dftrack.study.begun import Begun, Request, begin
 from dftrack.study.events import TrialEnded
 from dftrack.study.jobs import Job, Queue
@@ -124,6 +125,42 @@ def test_the_weights_of_a_trial_are_asked_for_once_however_many_trials_end_after
     assert asked[2:] == [trial_key(begun.key, 0)], "only the one that is among the best no longer"
 
 
+def test_the_weights_of_a_registered_model_stay_however_many_better_trials_come(
+    search: Search, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, tracker = search.begun, search.begun.tracker
+    [best, *_] = begun.ranked()
+    ranked = [dataclasses.replace(best, number=number) for number in range(3)]
+    monkeypatch.setattr(begun, "ranked", lambda: ranked)
+    ids = [tracker.runs(tags={"dftrack.key": trial_key(begun.key, number)})[0].run_id for number in (1, 2)]
+    client = tracker._client
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", "file:///somewhere", ids[0])  # as in the MLflow page
+    dropped: list[str] = []
+    monkeypatch.setattr(search, "_dropped", set())
+    monkeypatch.setattr(tracker, "drop_model", dropped.append)
+    search._keep_the_best()
+    client.delete_registered_model("theirs")
+    assert dropped == [ids[1]]
+
+
+def test_a_study_that_goes_on_beside_a_stopped_command_does_not_end_as_stopped(search: Search) -> None:
+    begun = search.begun
+    with session._recorded(begun, StopRequests()):
+        begun.tracker.open_run(begun.run.run_id).finish("KILLED", end="interrupted", reason="stopped on request")
+    run = begun.tracker.find_run(begun.run.run_id)
+    assert (run.status, run.end, run.tags.get("dftrack.reason", "")) == ("FINISHED", "complete", "")
+
+
+def test_an_evaluation_without_test_splits_is_no_opening(search: Search) -> None:
+    tracker = search.begun.tracker
+    before = openings(tracker, "f" * 32)
+    for key, opened in (("val only", ""), ("tests", "test-dev")):
+        tags = {"dftrack.data_digest": "f" * 32, "dftrack.tests_opened": opened}
+        tracker.start_run("evaluation", key=key, settings={}, tags=tags).finish("FINISHED")
+    assert (len(before), len(openings(tracker, "f" * 32))) == (0, 1)
+
+
 @pytest.mark.parametrize(("taken", "pause"), [(0.5, 60), (47, 940)])
 def test_a_report_that_takes_long_is_written_more_rarely(
     taken: float, pause: float, search: Search, monkeypatch: pytest.MonkeyPatch
@@ -177,6 +214,10 @@ def test_a_final_training_that_fails_is_reported_and_does_not_block_the_study(
         loss = real(state, batch)
         return dataclasses.replace(loss, mean=loss.mean * float("nan"))
 
+    def broken(state: training.State, batch: object) -> object:
+        raise RuntimeError("cuDNN error")
+
+    heard: list[object] = []
     with monkeypatch.context() as patch:
         patch.setattr(training, "_train_step", diverges)
         finals.train_finals(begun, lambda event: None, StopRequests())
@@ -186,6 +227,11 @@ def test_a_final_training_that_fails_is_reported_and_does_not_block_the_study(
     assert finals.finals(begun) == []
     report = markdown(Account(begun).summary())
     assert "mean of 0 of 2 final trainings" in report and "not finite" in report
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_train_step", broken)
+        finals.train_finals(begun, heard.append, StopRequests())
+    notices = [event.text for event in heard if isinstance(event, Notice)]
+    assert notices == [f"the final training with seed {seed} failed: RuntimeError: cuDNN error" for seed in (1, 2)]
     again: list[int] = []
     monkeypatch.setattr(finals, "_train", lambda begun, winner, seed, *_: again.append(seed))
     finals.train_finals(begun, lambda event: None, StopRequests())

@@ -90,4 +90,4 @@ def openings(tracker: Tracker, data_digest: str) -> set[tuple[str, str]]:
     The trainings of one winner count as one; another winner of the same study, found later, is another opening.
     """
     runs = tracker.runs(tags={"dftrack.data_digest": data_digest})
-    return {(run.parent or run.run_id, run.tags.get("dftrack.trial", "")) for run in runs if TESTS_OPENED in run.tags}
+    return {(run.parent or run.run_id, run.tags.get("dftrack.trial", "")) for run in runs if run.tags.get(TESTS_OPENED)}

@@ -1,13 +1,11 @@
 """The final trainings: the winner trained again with seeds that the search did not use, its test splits opened."""
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-from filelock import FileLock, Timeout
-
 from dftrack.config import SEEDS
-from dftrack.errors import MetricError, TrainingError
+from dftrack.errors import DataError, DeviceError, DftrackError, Interrupted, StoreError
 from dftrack.experiment import Event, Notice, Plan, Result, run_experiment
+from dftrack.files import locked
 from dftrack.runtime import StopRequests
 from dftrack.study.begun import Begun
 from dftrack.study.definition import StudyDefinition
@@ -33,28 +31,18 @@ def train_finals(begun: Begun, watch: Watch, stop: StopRequests) -> None:
     winner = ranked[0]
     lock = begun.request.store / "studies" / f"{begun.key}.finals.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with _waited(FileLock(lock), stop):
+    with locked(lock, stop.check):
         done = {final.seed for final in finals(begun)}
         for number, seed in enumerate(unused_seeds(definition), start=1):
             if seed not in done:
                 watch(FinalStarted(winner.number, seed, number, definition.final_seeds))
                 try:
                     _train(begun, winner, seed, watch, stop)
-                except (TrainingError, MetricError) as error:
-                    watch(Notice(f"the final training with seed {seed} failed: {error.message}"))
-
-
-@contextlib.contextmanager
-def _waited(lock: FileLock, stop: StopRequests) -> Iterator[None]:
-    """Hold the lock; while another process holds it, look whether somebody wants this one to stop."""
-    while not lock.is_locked:
-        stop.check()
-        with contextlib.suppress(Timeout):
-            lock.acquire(timeout=1)
-    try:
-        yield
-    finally:
-        lock.release()
+                except (Interrupted, StoreError, DataError, DeviceError):  # every other seed would end so, too
+                    raise
+                except Exception as error:  # its run keeps the traceback
+                    reason = error.message if isinstance(error, DftrackError) else f"{type(error).__name__}: {error}"
+                    watch(Notice(f"the final training with seed {seed} failed: {reason}"))
 
 
 def _train(begun: Begun, winner: Record, seed: int, watch: Watch, stop: StopRequests) -> None:

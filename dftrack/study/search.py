@@ -75,11 +75,15 @@ class Search:
         self._keep_the_best()
 
     def _keep_the_best(self) -> None:
-        """Delete the weights of trials that are not among the best: they never come back, so each is asked for once."""
+        """Delete the weights of trials that are not among the best: they never come back, so each is asked for once.
+
+        What was registered meanwhile, by `promote` or in the MLflow page, is a model of its own right and stays.
+        """
         begun = self.begun
         for record in begun.ranked()[begun.definition.keep_weights :]:
             if record.number in self._dropped:
                 continue
             for run in begun.tracker.runs(tags={KEY_TAG: trial_key(begun.key, record.number)}):
-                begun.tracker.drop_model(run.run_id)
+                if not begun.tracker.is_registered(run.run_id):
+                    begun.tracker.drop_model(run.run_id)
             self._dropped.add(record.number)

@@ -98,7 +98,7 @@ def _recorded(begun: Begun, stop: StopRequests) -> Iterator[None]:
         run.finish("FAILED", end="failed", reason=reason)
         raise
     else:
-        run.finish("FINISHED", end="complete")
+        begun.tracker.close_run(run.run_id, "FINISHED", end="complete")  # not "stopped", as another command said
     finally:
         if life:
             life.end()
