@@ -13,8 +13,10 @@ import standins
 
 from dftrack.errors import StoreError
 from dftrack.study import status as module
+from dftrack.study.case import KEY
 from dftrack.study.jobs import Job, Outcome, Queue
 from dftrack.study.liveness import Life, Watch
+from dftrack.study.naming import final_key
 from dftrack.study.opening import OpenStudy, latest
 from dftrack.study.records import CLAIM
 from dftrack.study.status import StudyStatus, status
@@ -126,10 +128,12 @@ def test_an_ended_study_has_its_winner_its_duration_and_its_finals(
             queue.finish(job, Outcome("failed", reason="MemoryError"))
         else:
             queue.finish(job, standins.train(job, lambda epoch, value, job=job: queue.report(job, epoch, value)))  # type: ignore[misc]
+    study.storage.backend.set_study_user_attr(study.study_id, KEY, "stand-in-1a2b3c4d")
     for seed in (1, 2, 3):
         winner = str(status(study, DESIGN, tracker).best.trial if seed < 3 else 99)  # type: ignore[union-attr]
         tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.trial": winner}
-        run = tracker.start_run(f"final {seed}", key=f"final {seed}", settings={}, tags=tags)
+        key = final_key("stand-in-1a2b3c4d", int(winner), seed)
+        run = tracker.start_run(f"final {seed}", key=key, settings={}, tags=tags)
         if seed < 3:
             run.log_metrics({"val/roc_auc": 0.9, "test-dev/roc_auc": 0.8} if seed == 1 else {"val/roc_auc": 0.9})
             run.finish("FINISHED")
@@ -140,10 +144,29 @@ def test_an_ended_study_has_its_winner_its_duration_and_its_finals(
     assert now.seconds_elapsed == pytest.approx(status(study, DESIGN, tracker).seconds_elapsed), "the clock has stopped"
     assert (now.finals_done, now.finals_planned, now.tests_opened) == (2, 3, 1)
     tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.trial": "99"}
-    tracker.start_run("of an earlier winner", key="earlier", settings={}, tags=tags).finish("FINISHED")
+    key = final_key("stand-in-1a2b3c4d", 99, 1)
+    tracker.start_run("of an earlier winner", key=key, settings={}, tags=tags).finish("FINISHED")
     assert status(study, DESIGN, tracker).finals_done == 2, "an earlier winner's trainings are not the winner's"
     more = replace(DESIGN, pruning=None)
     assert status(study, more, tracker).epochs_planned == 90
+
+
+def test_finals_of_a_study_of_the_same_name_in_another_storage_are_not_this_ones(
+    study: OpenStudy, queue: Queue, tracker: Tracker
+) -> None:
+    while isinstance(job := queue.next_job(), Job):
+        queue.finish(job, standins.train(job, lambda epoch, value, job=job: queue.report(job, epoch, value)))  # type: ignore[misc]
+    best = status(study, DESIGN, tracker).best
+    assert best
+    tags = {"dftrack.kind": "final", "dftrack.study": study.name, "dftrack.trial": str(best.trial)}
+    for key in ("stand-in-1a2b3c4d", "stand-in-99999999"):
+        run = tracker.start_run("final", key=final_key(key, best.trial, 1), settings={}, tags=tags)
+        run.log_metrics({"test-dev/roc_auc": 0.8})
+        run.finish("FINISHED")
+    assert status(study, DESIGN, tracker).finals_done == 0, "a study that has no key has no runs"
+    study.storage.backend.set_study_user_attr(study.study_id, KEY, "stand-in-1a2b3c4d")
+    now = status(study, DESIGN, tracker)
+    assert (now.finals_done, now.tests_opened) == (1, 1), "those of the other study were counted"
 
 
 def test_reading_takes_no_lock_and_writes_nothing(study: OpenStudy, queue: Queue, tracker: Tracker) -> None:

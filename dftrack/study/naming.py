@@ -43,4 +43,9 @@ def trial_key(study_key: str, number: int) -> str:
 
 def final_key(study_key: str, trial: int, seed: int) -> str:
     """Names the training of the winner `trial` with another seed."""
-    return f"{study_key}-final-{trial}-seed-{seed}"
+    return f"{finals_prefix(study_key)}{trial}-seed-{seed}"
+
+
+def finals_prefix(study_key: str) -> str:
+    """How the keys of all final trainings of a study begin, whichever trial was the winner then."""
+    return f"{study_key}-final-"

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from dftrack.config import Value
+from dftrack.study.case import KEY
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.halving import Status, cost
 from dftrack.study.liveness import Watch
+from dftrack.study.naming import finals_prefix
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import Reader, Record
 from dftrack.study.summary import ranking
-from dftrack.tracking import Tracker
+from dftrack.tracking import KEY_TAG, RunRecord, Tracker
 
 STATUSES: tuple[Status, ...] = ("running", "paused", "complete", "pruned", "failed")
 
@@ -81,7 +83,7 @@ def status(
     spent, planned = sum(record.epoch for record in records), _planned(definition, max(total, len(records)))
     over = sum(record.is_ended for record in records) >= max(total, len(records))
     elapsed = _elapsed(records, ended=over)
-    finals = tracker.runs(tags={"dftrack.kind": "final", "dftrack.study": opened.name}, status="FINISHED")
+    finals = _finals(opened, tracker)
     winner = next((str(record.number) for record in ranking(records, definition.direction)), "")
     return StudyStatus(
         name=opened.name,
@@ -98,6 +100,16 @@ def status(
         finals_planned=definition.final_seeds,
         tests_opened=sum(any(name.startswith("test") for name in run.metrics) for run in finals),
     )
+
+
+def _finals(opened: OpenStudy, tracker: Tracker) -> list[RunRecord]:
+    """The study's finished final trainings: known by its own key, since one of another storage may bear its name."""
+    backend = opened.storage.backend
+    key = opened.storage.patiently(lambda: backend.get_study_user_attrs(opened.study_id)).get(KEY)
+    if key is None:  # made, and not begun
+        return []
+    finals = tracker.runs(tags={"dftrack.kind": "final", "dftrack.study": opened.name}, status="FINISHED")
+    return [run for run in finals if run.tags.get(KEY_TAG, "").startswith(finals_prefix(key))]
 
 
 def _planned(definition: StudyDefinition, total: int) -> int:
