@@ -1,18 +1,22 @@
 """A recorded model held against any data set, as a run of its own: `dftrack evaluate`."""
 
+import shutil
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from filelock import FileLock
 
 from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
 from dftrack.data.identity import identities, kept_identities
 from dftrack.data.sources import find_pictures
 from dftrack.data_place import data_source_of
-from dftrack.errors import DataError, SettingError
+from dftrack.errors import DataError, SettingError, StoreError
 from dftrack.learning.assessment import Assessment, Chosen, Progress, choose, plain
 from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import Predictions, Report, predict, report
@@ -82,27 +86,29 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
     judged = _judged(data, names, progress)
     known = _known(own, data, judged, store, progress)
     notices = (*filter(None, [resolved.caution]), *_notices(judged, known))
-    run = tracker.start_run(
-        f"evaluation of {resolved.described}"[:120],
-        key=uuid.uuid4().hex,
-        settings=settings,
-        tags={
-            "dftrack.kind": KIND,
-            "dftrack.data_digest": data.digest,
-            EVALUATED_TAG: resolved.run_id,
-            TESTS_OPENED: ", ".join(name for name in names if name not in ("train", "val")),
-            **({SEEN_TAG: str(known.trained_on)} if known and known.trained_on else {}),
-            **({CHOSEN_TAG: str(known.chosen_on)} if known and known.chosen_on else {}),
-        },
-    )
-    try:
-        record_start(run, data, opened=names)
-        chosen = decided_by(tracker, resolved.run_id)
-        reports, found = _judge(run, detector, data, names, chosen, notices, device, progress)
-    except BaseException as error:
-        run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
-        raise
-    run.finish("FINISHED")
+    key = uuid.uuid4().hex
+    with _at_work(tracker.store.checkpoints / key):
+        run = tracker.start_run(
+            f"evaluation of {resolved.described}"[:120],
+            key=key,
+            settings=settings,
+            tags={
+                "dftrack.kind": KIND,
+                "dftrack.data_digest": data.digest,
+                EVALUATED_TAG: resolved.run_id,
+                TESTS_OPENED: ", ".join(name for name in names if name not in ("train", "val")),
+                **({SEEN_TAG: str(known.trained_on)} if known and known.trained_on else {}),
+                **({CHOSEN_TAG: str(known.chosen_on)} if known and known.chosen_on else {}),
+            },
+        )
+        try:
+            record_start(run, data, opened=names)
+            chosen = decided_by(tracker, resolved.run_id)
+            reports, found = _judge(run, detector, data, names, chosen, notices, device, progress)
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", reason=str(error) or "stopped")
+            raise
+        run.finish("FINISHED")
     return Evaluated(
         run_id=run.run_id,
         model=resolved.described,
@@ -114,6 +120,22 @@ def evaluate(tracker: Tracker, store: Path, request: Request, progress: Progress
         notices=notices,
         caution=resolved.caution,
     )
+
+
+@contextmanager
+def _at_work(folder: Path) -> Iterator[None]:
+    """Hold a folder of the run's key as a training does: by its lock `dftrack doctor` sees that the process lives."""
+    try:
+        folder.mkdir(parents=True)
+        lock = FileLock(folder / "lock", timeout=1.0)  # seconds: somebody may just be looking whether it is held
+        lock.acquire()
+    except OSError as error:
+        raise StoreError(f"cannot use the folder {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _judge(

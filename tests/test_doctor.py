@@ -451,6 +451,20 @@ def test_a_run_without_a_folder_is_judged_only_if_nothing_else_can_be_its_proces
     )
 
 
+def test_a_killed_evaluation_is_closed_with_the_truth_that_it_begins_anew(empty: Clinic) -> None:
+    empty.parent.finish("KILLED")
+    for key in ("with-a-folder", "without"):
+        empty.tracker.start_run(key, key=key, settings={}, tags={"dftrack.kind": "evaluation"})
+    lock = empty.store / "checkpoints" / "with-a-folder" / "lock"
+    lock.parent.mkdir(parents=True)
+    with FileLock(lock):
+        assert empty.examine() == (), "it works, and the other one may be its process's own"
+    empty.mend("zombie", "zombie")
+    for run in empty.tracker.runs(tags={"dftrack.kind": "evaluation"}):
+        assert (run.status, run.end) == ("KILLED", "interrupted")
+        assert "begins it anew" in run.tags["dftrack.reason"] and "goes on with it" not in run.tags["dftrack.reason"]
+
+
 def test_checkpoints_of_a_finished_run_are_freed(empty: Clinic) -> None:
     empty.parent.finish("KILLED")
     empty.tracker.start_run("final", key="f", settings={}, tags={"dftrack.kind": "final"}).finish("FINISHED")

@@ -14,6 +14,7 @@ from dftrack.errors import DataError, SettingError
 from dftrack.learning.assessment import choose
 from dftrack.reassessment import Evaluated, Request, evaluate
 from dftrack.scored import stored_predictions
+from dftrack.study.doctor import Finding, examine
 from dftrack.tracking import RunRecord, Tracker, open_tracker
 from dftrack.verification import verify
 from tests.released import hard_faces, opened, release_candidate
@@ -207,6 +208,22 @@ def test_the_model_of_a_run_that_did_not_finish_is_judged_with_a_warning_that_is
     said = capsys.readouterr().err
     assert f"warning: {caution}" in said.splitlines() and said.count(caution) == 1, said
     assert recorded == [caution], "who reads the report does not hear of it"
+
+
+def test_the_doctor_leaves_an_evaluation_alone_while_it_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[tuple[Finding, ...]] = []
+
+    def judge(*_: object) -> None:
+        looks.append(examine(open_tracker(place / "store"), ()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dftrack.reassessment._judge", judge)
+    with pytest.raises(KeyboardInterrupt):
+        run(place, splits=("test-dev",))
+    assert looks == [()], "nothing trains, but the evaluation does work"
+    stopped = open_tracker(place / "store").runs(tags={"dftrack.kind": "evaluation"}, limit=1)[0]
+    assert stopped.status == "KILLED"
+    assert not (place / "store" / "checkpoints" / stopped.tags["dftrack.key"]).exists(), "an empty folder is left"
 
 
 def test_of_its_own_val_split_nothing_needs_to_be_said(own: tuple[Tracker, RunRecord, Evaluated]) -> None:

@@ -21,6 +21,7 @@ from dftrack.tracking import KEY_TAG, RunRecord, Tracker
 
 __all__ = ["Finding", "examine", "fix", "studies_in"]
 
+BEGUN_ANEW = "its process is gone; an evaluation does not go on: dftrack evaluate begins it anew"
 ROUNDS = 4  # a run that was restored may need further mending, and so on: no chain is longer
 
 
@@ -168,7 +169,7 @@ def _unknown_studies(cases: Sequence[Case], runs: Runs) -> list[Finding]:
 
 
 def _outside(tracker: Tracker, cases: Sequence[Case], runs: Runs) -> list[Ailment]:
-    """What ails runs that are no trial's: baselines, final trainings, a script's trials."""
+    """What ails runs that are no trial's: baselines, final trainings, evaluations, a script's trials."""
     known = {key for case in cases for key in runs if key.startswith(trial_key(case.key, 0).removesuffix("0"))}
     known |= {case.parent_key for case in cases}
     ours = {run.run_id for case in cases for run in runs.get(case.parent_key, ())}
@@ -189,7 +190,7 @@ def _outside(tracker: Tracker, cases: Sequence[Case], runs: Runs) -> list[Ailmen
 
 
 def _zombie(tracker: Tracker, run: RunRecord, folder: Folder | None, folders: Sequence[Folder]) -> list[Ailment]:
-    """A run that is RUNNING though the lock of its checkpoints is free: its process is gone.
+    """A run that is RUNNING though the lock of its folder is free: its process is gone.
 
     Without a folder it is judged only if it was begun on this machine and nothing at all is trained here.
     """
@@ -202,13 +203,15 @@ def _zombie(tracker: Tracker, run: RunRecord, folder: Folder | None, folders: Se
     if tracker.find_run(run.run_id).status != "RUNNING":  # it ended well while we looked
         return []
 
+    reason = BEGUN_ANEW if run.tags.get("dftrack.kind") == "evaluation" else NOBODY
+
     def cure() -> None:
         if folder is None:
-            tracker.close_run(run.run_id, "KILLED", end="interrupted", reason=NOBODY)
+            tracker.close_run(run.run_id, "KILLED", end="interrupted", reason=reason)
             return
         try:
             with FileLock(folder.path / "lock", timeout=0, is_singleton=False):  # nobody goes on with it just now
-                tracker.close_run(run.run_id, "KILLED", end="interrupted", reason=NOBODY)
+                tracker.close_run(run.run_id, "KILLED", end="interrupted", reason=reason)
         except Timeout:
             return
 
