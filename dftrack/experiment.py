@@ -104,7 +104,7 @@ def run_experiment(
     plan, stop, store = plan or Plan(), stop or StopRequests(), store.expanduser()
     device = pick_device(config.train.device)
     precision = pick_precision(config.train.precision, device)
-    tracker = open_tracker(store)
+    tracker = open_tracker(store, known=plan.parent is not None)  # the study has written there
 
     def prepare(what: str, done: int, total: int) -> None:
         stop.check()

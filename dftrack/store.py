@@ -12,10 +12,11 @@ import sqlite3
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 # The one thing done at import: MLflow reads these switches while it is imported itself.
@@ -38,9 +39,12 @@ from dftrack.redaction import scrub
 
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks reach the user as StoreErrors
 
+T = TypeVar("T")
 LOCK_SECONDS = 120.0  # a schema is made in 2 to 8 s; longer than this means that somebody is stuck
 FIRST_ANSWER_SECONDS = 5.0  # for each of the tries to reach a server before any work starts
 FIRST_TRIES = 3
+PATIENCE = 60.0  # seconds that a PostgreSQL which answered before is asked again
+ASK_AGAIN_SECONDS = 0.25
 ROOT_TAG = "dftrack.artifacts"  # on an experiment: the artifacts folder its absolute paths were made for
 KIND_TAG = "mlflow.experimentKind"  # the page shows training's tables and charts, not those of language models
 _POSTGRES_LOCK = 0x6466_7472  # "dftr": advisory lock held while a schema is made
@@ -137,10 +141,11 @@ def prepare_store(folder: Path) -> None:
         _make_database(store)
 
 
-def connect(folder: Path) -> Connection:
+def connect(folder: Path, *, known: bool = False) -> Connection:
     """Open the store at `folder` (or what MLFLOW_TRACKING_URI names), making it where it is missing.
 
-    Raises StoreError, within about 20 s, if it cannot be reached, written or understood.
+    known: it has answered before, so a PostgreSQL that does not is being started again: it is asked for `PATIENCE`.
+    Raises StoreError, else within about 20 s, if it cannot be reached, written or understood.
     """
     store = Store.at(folder)
     uri = tracking_uri(store)
@@ -151,10 +156,17 @@ def connect(folder: Path) -> Connection:
         _mend_moved(store)
     elif server:
         _reach_server(uri)
-    with speaking(uri), _schema_lock(uri):
+    postgres = uri.startswith("postgresql")
+    with speaking(uri):
+        client = _Patience().ask(lambda: _open_client(uri)) if known and postgres else _open_client(uri)
+    return Connection(cast(MlflowClient, _PatientClient(client)) if postgres else client, uri, store, server)
+
+
+def _open_client(uri: str) -> MlflowClient:
+    with _schema_lock(uri):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
-    return Connection(client, uri, store, server)
+    return client
 
 
 def experiment_id(connection: Connection, name: str) -> str:
@@ -343,6 +355,49 @@ def _reach_server(uri: str) -> None:
         f"the MLflow server {scrub(uri)} does not answer: {reason}",
         "start it, correct MLFLOW_TRACKING_URI, or unset it for a local store",
     )
+
+
+# ---- waiting ------------------------------------------------------------------------------------------------------
+
+
+class _Patience:
+    """Asks a database that is away for a moment again, until it has been away for `PATIENCE` in all."""
+
+    def __init__(self) -> None:
+        self._away_since: float | None = None  # monotonic; None: its last word was an answer
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """What `call` returns, made again while the database is away."""
+        while True:
+            try:
+                answer = call()
+            except (MlflowException, sqlalchemy.exc.OperationalError) as error:
+                if isinstance(error, MlflowException) and error.error_code != "TEMPORARILY_UNAVAILABLE":
+                    raise
+                now = time.monotonic()
+                self._away_since = now if self._away_since is None else self._away_since
+                if now - self._away_since > PATIENCE:
+                    raise
+                time.sleep(ASK_AGAIN_SECONDS)
+            else:
+                self._away_since = None
+                return answer
+
+
+class _PatientClient:
+    """An MlflowClient for a database, patient as MLflow's own is with a server.
+
+    A call whose answer was lost is made again, as that one does: runs and versions made twice are told by their key.
+    """
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client, self._patience = client, _Patience()
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._client, name)
+        if not callable(found):
+            return found
+        return lambda *given, **named: self._patience.ask(lambda: found(*given, **named))
 
 
 # ---- mending ------------------------------------------------------------------------------------------------------

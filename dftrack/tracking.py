@@ -44,12 +44,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def open_tracker(store: Path, experiment: str = "dftrack") -> "Tracker":
+def open_tracker(store: Path, experiment: str = "dftrack", *, known: bool = False) -> "Tracker":
     """Open the store (made if missing, safely when many processes do so at once) or what MLFLOW_TRACKING_URI names.
 
+    known: it has answered before: a database that is being started again is waited for.
     Raises StoreError if it cannot be reached, written or understood.
     """
-    connection = connect(store)
+    connection = connect(store, known=known)
     return Tracker(connection, experiment_id(connection, experiment))
 
 

@@ -17,9 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
@@ -29,6 +31,11 @@ from dftrack.errors import StoreError
 from dftrack.store import Store, check_database, connect, experiment_id, prepare_store, tracking_uri
 from dftrack.tracking import open_tracker, serve_ui
 
+# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# isort: split
+from mlflow.exceptions import MlflowException
+
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -367,6 +374,86 @@ def test_another_database_named_by_the_environment_is_used(
 def test_postgresql_goes_through_the_driver_we_bring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://h/db")
     assert tracking_uri(Store.at(Path("x"))) == "postgresql+psycopg://h/db"
+
+
+# ---- a database that is started again
+
+
+class Away:
+    """Stands in for MlflowClient: `failures` calls fail as they do while PostgreSQL is away, then it answers."""
+
+    failures = 0
+    code = "TEMPORARILY_UNAVAILABLE"
+    tracking_uri = "postgresql://h/db"
+
+    def __init__(self, **_: str) -> None:
+        self.logged: list[tuple[str, str]] = []
+
+    def search_experiments(self, max_results: int) -> list[str]:
+        return self.answer([])
+
+    def set_tag(self, run_id: str, key: str) -> str:
+        self.logged.append((run_id, key))
+        return self.answer("done")
+
+    def answer(self, answer: T) -> T:
+        if Away.failures:
+            Away.failures -= 1
+            error = MlflowException("the database system is starting up")
+            error.error_code = self.code
+            raise error
+        return answer
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds waited for; no time passes but these."""
+    slept: list[float] = []
+    clock = types.SimpleNamespace(sleep=slept.append, monotonic=lambda: sum(slept))
+    monkeypatch.setattr("dftrack.store.time", clock)
+    monkeypatch.setattr("dftrack.store.MlflowClient", Away)
+    monkeypatch.setattr("dftrack.store._schema_lock", lambda uri: contextlib.nullcontext())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Away.tracking_uri)
+    monkeypatch.setattr(Away, "failures", 0)
+    return slept
+
+
+def test_a_postgresql_that_is_started_again_is_asked_until_it_answers(tmp_path: Path, waits: list[float]) -> None:
+    client: Any = connect(tmp_path).client
+    assert client.tracking_uri == Away.tracking_uri
+    for _ in range(2):
+        Away.failures = 200
+        assert client.set_tag("a run", key="a tag") == "done"
+    assert len(client.logged) == 402 and set(client.logged) == {("a run", "a tag")}
+    assert sum(waits) == pytest.approx(100), "each time it is away has its own minute"
+
+
+def test_a_postgresql_that_stays_away_is_given_up_after_a_minute_in_all(tmp_path: Path, waits: list[float]) -> None:
+    connection = connect(tmp_path)
+    client: Any = connection.client
+    Away.failures = 10**6
+    for _ in range(3):  # that a run cannot be closed either shall not cost another minute
+        with pytest.raises(StoreError, match="starting up"), dftrack.store.speaking(connection.uri):
+            client.set_tag("a run", key="a tag")
+    assert 60 <= sum(waits) < 61
+
+
+def test_only_a_database_that_is_away_is_asked_again(
+    tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Away.failures = 1
+    with pytest.raises(StoreError, match="starting up"):
+        connect(tmp_path)  # the first time: the address may be wrong
+    Away.failures = 5
+    client: Any = connect(tmp_path, known=True).client
+    assert len(waits) == 5, "a trial begins while the database is started again"
+    monkeypatch.setattr(Away, "code", "RESOURCE_DOES_NOT_EXIST")
+    Away.failures = 1
+    with pytest.raises(MlflowException):
+        client.set_tag("a run", key="a tag")
+    assert len(waits) == 5, "what it answers is final"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert isinstance(connect(tmp_path).client, Away), "SQLite itself waits for a lock"
 
 
 # ---- moving

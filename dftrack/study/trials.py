@@ -67,7 +67,7 @@ class TrialCloser:
     def __call__(self, ended: Ended) -> None:
         name = trial_key(self.key, ended.trial)
         status, end = MIRROR[ended.status]
-        tracker = open_tracker(self.store)
+        tracker = open_tracker(self.store, known=True)
         for record in tracker.runs(tags={KEY_TAG: name}):
             if (record.status, record.end) != (status, end):
                 tracker.close_run(record.run_id, status, end=end, reason=ended.reason)
