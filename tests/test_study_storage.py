@@ -1,5 +1,6 @@
 """Where studies live: made, continued, refused; and the queue's promises, one by one."""
 
+import dataclasses
 import errno
 import fcntl
 import gc
@@ -28,7 +29,7 @@ from dftrack.study.fingerprint import fingerprint
 from dftrack.study.jobs import Done, Ended, Job, Outcome, Queue, Superseded, Wait
 from dftrack.study.liveness import Life, Watch, is_free
 from dftrack.study.opening import OpenStudy, StudyChanged, latest, load, open_study, reopen
-from dftrack.study.records import Reader, Record
+from dftrack.study.records import Claim, Reader, Record
 from dftrack.study.storage import Storage, read_url
 
 GRID = """
@@ -600,6 +601,30 @@ def test_to_ask_whether_a_worker_lives_makes_nothing(tmp_path: Path, lives: list
     assert not is_free(lives[0].worker.life)
     lives[0]._lock.release()
     assert is_free(lives[0].worker.life)
+
+
+@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_locks_do_not_exist_a_worker_lives_as_long_as_its_counter_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int
+) -> None:
+    """What a killed worker left there, filelock's marker, looks held for ever: nobody took up its trial."""
+
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(answer, "no locks here")
+
+    life = tmp_path / "killed.alive"
+    life.touch()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    claim = Claim("claimed", token=1, stop=3, worker="w", machine=liveness.this_machine(), life=str(life))
+    record = Record(0, "running", {}, {}, None, claim, "", "", "1:7", None, None)
+    watch = Watch(grace=0.05)  # s
+    assert not watch.is_dead(record), "the first look can tell nothing"
+    time.sleep(0.1)
+    assert not watch.is_dead(dataclasses.replace(record, beat="1:8")), "it gave a sign of life"
+    time.sleep(0.1)
+    assert watch.silence(dataclasses.replace(record, beat="1:8")) > 0.05
+    assert watch.is_dead(dataclasses.replace(record, beat="1:8"))
+    assert not is_free(life), "nothing is known of its lock: what belongs to it is left alone"
 
 
 def test_a_worker_can_begin_while_somebody_looks_whether_it_lives(

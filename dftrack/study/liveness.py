@@ -3,9 +3,11 @@
 On one machine each worker holds a lock on a file of its own for as long as it lives; `kill -9` frees it at once, and
 no clock is asked. For a worker of another machine the observer watches the counter that the worker counts up in the
 storage: if it stood still for `GRACE` seconds of the observer's own monotonic clock, the worker is taken for dead.
+So it is on this machine, too, where the file system knows no such locks: what a killed worker left looks held for ever.
 Clocks of different machines are never compared.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -25,6 +27,7 @@ from dftrack.study.records import Record
 BEAT_SECONDS = 5.0  # between two signs of life
 GRACE = 60.0  # seconds without one, after which a worker of another machine is taken for dead
 FORGOTTEN = 7 * 86400.0  # seconds
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system answers that has none
 _log = logging.getLogger(__name__)
 
 
@@ -72,8 +75,8 @@ class Watch:
         assert claim is not None
         assert claim.state == "claimed"
         life = Path(claim.life)
-        if claim.machine == self._machine and life.exists():
-            return is_free(life)
+        if claim.machine == self._machine and life.exists() and (held := _is_held(life)) is not None:
+            return not held
         beat = record.beat if record.beat.startswith(f"{claim.token}:") else ""
         now = time.monotonic()
         before, since = self._seen.get((record.number, claim.token), (None, now))
@@ -90,7 +93,7 @@ class Watch:
         claim = record.claim
         assert claim is not None
         life = Path(claim.life)
-        if claim.machine == self._machine and life.exists() and not is_free(life):
+        if claim.machine == self._machine and _is_held(life):
             return 0.0
         now = time.monotonic()
         _, since = self._seen.get((record.number, claim.token), ("", now))
@@ -121,21 +124,26 @@ class Heart(threading.Thread):
 def is_free(life: Path) -> bool:
     """Whether nobody holds the file: its worker is dead. A file that is not there is free; nothing is ever made.
 
-    One that cannot be opened (another user's) counts as held: nobody is taken for dead by it.
+    One that cannot be opened (another user's) or locked at all counts as held: nobody is taken for dead by it.
     """
+    return _is_held(life) is False
+
+
+def _is_held(life: Path) -> bool | None:
+    """Whether somebody holds the file; None: its file system has no locks, which tells nothing."""
     try:
         handle = os.open(life, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # what filelock.FileLock holds
-    except OSError:
-        return False
+    except OSError as error:
+        return None if error.errno in NO_LOCKS else True
     finally:
         os.close(handle)  # and with it the lock
-    return True
+    return False
 
 
 def this_machine() -> str:
