@@ -303,6 +303,14 @@ def test_unreadable_pictures_up_to_1_percent_are_named_and_left_out(many: Path, 
     assert opened(many, tmp_path / "home").digest == data.digest, "unreadable files are part of the digest"
 
 
+def test_a_pipe_that_a_manifest_names_is_unreadable_and_waited_for_by_nobody(many: Path, tmp_path: Path) -> None:
+    rows = [f"{path.relative_to(many)},{path.parent.name},{path.parents[1].name}" for path in many.rglob("*.jpg")]
+    os.mkfifo(many / "pipe.jpg")
+    (many / "manifest.csv").write_text("\n".join(["path,label,split", *sorted(rows), "pipe.jpg,fake,train"]) + "\n")
+    [bad] = opened(many, tmp_path / "home").unreadable
+    assert (bad.name, bad.reason) == ("pipe.jpg", "not a regular file but a pipe or a device")
+
+
 def test_over_1_percent_unreadable_is_an_error_that_names_the_first(many: Path, tmp_path: Path) -> None:
     for number in (3, 5, 7, 9):
         (many / f"train/fake/train-fake-{number:03}.jpg").write_bytes(b"GIF89a")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
@@ -213,3 +214,8 @@ def test_a_mask_is_read_at_the_size_the_network_sees(tmp_path: Path) -> None:
     make_split(tmp_path)
     mask = read_mask(tmp_path / "mask.png", 16)
     assert mask.shape == (16, 16) and mask.dtype == bool and mask.mean() == 0.25
+    clear = Image.new("RGBA", (16, 16), (255, 255, 255, 0))  # as an editor of pictures saves it
+    clear.paste((255, 255, 255, 255), (4, 4, 8, 8))
+    clear.save(tmp_path / "clear.png")
+    mask = read_mask(tmp_path / "clear.png", 16)
+    assert mask[4:8, 4:8].all() and mask.sum() == 16, "what is transparent is not forged"

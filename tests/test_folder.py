@@ -93,6 +93,7 @@ def test_hidden_and_other_files_are_no_pictures_but_other_formats_are_listed(tmp
     names = [f"{s}/{k}/a.jpg" for s in ("train", "val") for k in ("real", "fake")]
     touch(tmp_path, *names, "train/real/._a.jpg", "train/real/notes.txt", "train/real/.DS_Store", "train/masks/a.png")
     touch(tmp_path, "train/real/old.GIF", "README.md", "extra/thing.txt")
+    touch(tmp_path, "train/real/.thumbs/a.jpg", "val/fake/.ipynb_checkpoints/a-checkpoint.jpg")
     assert sorted(labels(read_folder(tmp_path))) == sorted([*names, "train/real/old.GIF"])
 
 

@@ -131,6 +131,39 @@ def test_the_same_files_are_looked_at_once(faces: Path, monkeypatch: pytest.Monk
     assert opened(faces).review == first.review
 
 
+def test_a_mask_that_comes_later_is_seen(faces: Path) -> None:
+    """The audit of the same pictures is kept, but it also said that their masks were not there."""
+    rows = [
+        f"{path.relative_to(faces)},{path.parent.name},{path.parents[1].name},{path.stem},masks/{path.stem}.png"
+        for path in sorted(faces.rglob("*.jpg"))
+    ]
+    (faces / "manifest.csv").write_text("\n".join(["path,label,split,group,mask", *rows]) + "\n")
+
+    def missing() -> list[str]:
+        review = opened(faces).review
+        assert review is not None
+        return [found.message for found in review.audit.findings if "mask" in found.message]
+
+    assert missing()
+    (faces / "masks").mkdir()
+    for path in faces.rglob("*/fake/*.jpg"):
+        Image.new("L", (16, 16), 255).save(faces / "masks" / f"{path.stem}.png")
+    for path in faces.rglob("*/real/*.jpg"):
+        Image.new("L", (16, 16), 0).save(faces / "masks" / f"{path.stem}.png")
+    assert not missing()
+
+
+def test_with_and_without_its_copies_a_source_is_decoded_once_each(faces: Path) -> None:
+    plant(faces)
+    opened(faces)
+    opened(faces, "allow")
+    kept = sorted((faces.parent / "home" / "cache").glob("*/pixels.u8"))
+    assert len(kept) == 2
+    opened(faces)
+    opened(faces, "allow")
+    assert sorted((faces.parent / "home" / "cache").glob("*/pixels.u8")) == kept
+
+
 def test_a_damaged_memory_of_an_audit_is_made_anew(faces: Path) -> None:
     first = opened(faces)
     [place] = (faces.parent / "home" / "cache").glob("audit-*.json")

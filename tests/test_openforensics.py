@@ -277,6 +277,7 @@ def test_faces_with_faults_are_left_out_and_named(src: Path, tmp_path: Path) -> 
         (4, {"bbox": None}),
         (5, {"image_id": 4711}),
         (6, {"category_id": None}),
+        (7, {"bbox": [10**400, 1, 2, 3]}),
     )
     made = prepare(src, tmp_path / "out", size=24)
     assert reasons(made) == {
@@ -284,10 +285,10 @@ def test_faces_with_faults_are_left_out_and_named(src: Path, tmp_path: Path) -> 
         "face with a box outside the scene": 1,
         "face with category 7": 1,
         "face with category None": 1,
-        "face with no box of four numbers": 2,
+        "face with no box of four numbers": 3,
         "annotation of a scene that the file does not list": 1,
     }
-    assert sum(made.counts["train"].values()) == 12 - 7
+    assert sum(made.counts["train"].values()) == 12 - 8
     assert all(part.examples for part in made.skipped)
 
 

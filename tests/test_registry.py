@@ -60,7 +60,8 @@ def made(template_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made
 
 @pytest.fixture
 def store(made: Made, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made.store, tmp_path / "store"))
+    subprocess.run(["cp", "-a", made.store, tmp_path / "store"], check=True)  # 866 files: shutil takes twice as long
+    return tmp_path / "store"
 
 
 @pytest.fixture

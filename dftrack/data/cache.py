@@ -90,7 +90,8 @@ def open_data(config: DataConfig, home: Path, progress: Progress | None = None) 
     listed = find_pictures(config.source, home, progress)
     _require_classes(listed.source, Counter((picture.split, picture.label) for picture in listed.pictures))
     listing, found = review(listed, config.leaks, home, progress)
-    opened = open_listing(listing, config.image_size or listing.usual_size, home, progress)
+    size = config.image_size or listing.usual_size
+    opened = open_listing(listing, size, home, progress, part=bool(found.left_out))
     return dataclasses.replace(opened, review=found)
 
 
@@ -101,13 +102,22 @@ def open_for_judging(config: DataConfig, home: Path, progress: Progress | None =
 
 
 def open_listing(
-    listing: Listing, size: int, home: Path, progress: Progress | None = None, *, to_train: bool = True
+    listing: Listing,
+    size: int,
+    home: Path,
+    progress: Progress | None = None,
+    *,
+    to_train: bool = True,
+    part: bool = False,
 ) -> DataSet:
-    """`open_data` for pictures already listed, at `size` pixels. to_train: train and val must hold both classes."""
+    """`open_data` for pictures already listed, at `size` pixels.
+
+    to_train: train and val must hold both classes. part: copies were left out; lies beside the whole.
+    """
     if to_train:
         _require_classes(listing.source, Counter((picture.split, picture.label) for picture in listing.pictures))
     stamps = [stamp_of(picture.path) for picture in listing.pictures]
-    place = home / "cache" / _key(listing, stamps, size)
+    place = home / "cache" / _key(listing, stamps, size, part)
     opened = _open(place)
     if opened is None:
         try:
@@ -231,9 +241,10 @@ def _require_readable(listing: Listing, unreadable: Sequence[Unreadable]) -> Non
 # ---- naming
 
 
-def _key(listing: Listing, stamps: Sequence[Stamp | None], size: int) -> str:
-    """FAMILY-STATE: the source and size, then everything listed."""
-    family = sha256(json.dumps([os.path.abspath(listing.root), listing.source, size]).encode())
+def _key(listing: Listing, stamps: Sequence[Stamp | None], size: int, part: bool) -> str:
+    """FAMILY-STATE: the source and size, whole or without its copies, then everything listed."""
+    whose = [os.path.abspath(listing.root), listing.source, size, *(["part"] if part else [])]
+    family = sha256(json.dumps(whose).encode())
     state = sha256(json.dumps([FORMAT, PIL.__version__, os.path.abspath(listing.root), size]).encode())
     for picture, stamp in zip(listing.pictures, stamps, strict=True):
         state.update(json.dumps([picture.name, picture.label, picture.split, picture.group, stamp]).encode())

@@ -7,7 +7,6 @@ Format: https://cocodataset.org/#format-data
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ LARGEST_ITEM = 1 << 26  # bytes of one image, annotation or other value; more me
 ARRAYS = ("images", "annotations", "categories")
 DECODER = json.JSONDecoder()
 Point = tuple[float, float]
+FAR = 1e9  # pixels: no honest coordinate is as large; NaN and infinity are neither below nor above
 Json = dict[str, Any]
 
 
@@ -128,7 +128,7 @@ def _polygons(segmentation: object) -> tuple[tuple[tuple[Point, ...], ...], str]
 
 
 def _finite(number: object) -> bool:
-    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < FAR
 
 
 def _key(value: object) -> int | str:

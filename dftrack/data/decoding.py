@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from dftrack.data.folder import Listing, Picture, Progress
 from dftrack.data.parallel import QUICK, spread
-from dftrack.data.pictures import MAX_BYTES, PictureError, decode
+from dftrack.data.pictures import MAX_BYTES, PictureError, decode, open_regular
 from dftrack.errors import DataError
 from dftrack.files import sync_folder
 
@@ -109,7 +109,7 @@ def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: 
 def _decode_into(target: int, offset: int, picture: Picture, stamp: Stamp | None, size: int) -> Decoded:
     """Decode one file and write its pixels at `offset` of the file handle `target`."""
     try:
-        with open(picture.path, "rb") as handle:
+        with open_regular(picture.path) as handle:
             status = os.fstat(handle.fileno())
             if _of(status) != stamp:
                 raise DataError(
@@ -119,12 +119,11 @@ def _decode_into(target: int, offset: int, picture: Picture, stamp: Stamp | None
             if status.st_size > MAX_BYTES:
                 return Decoded(reason=f"over {MAX_BYTES >> 20} MiB")
             content = handle.read()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        return Decoded(reason=getattr(error, "strerror", None) or str(error))
-    try:
         pixels = decode(content, size).data.cast("B")
     except PictureError as error:
         return Decoded(reason=error.message)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        return Decoded(reason=getattr(error, "strerror", None) or str(error))
     _write_all(target, pixels, offset)
     return Decoded(content=sha256(content).hexdigest())
 

@@ -282,6 +282,8 @@ def _files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         for entry in _listed(place):
+            if entry.name.startswith("."):  # thumbnails, checkpoints of notebooks, a waste basket
+                continue
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(entry.path)
             elif entry.is_symlink() and os.path.isdir(entry.path):

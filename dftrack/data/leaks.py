@@ -25,7 +25,7 @@ from dftrack.data.shortcuts import Shortcut
 from dftrack.errors import DataError
 from dftrack.files import write_text
 
-FORMAT = 2  # raise it when the same files give another audit
+FORMAT = 3  # raise it when the same files give another audit
 MOST_LEFT_OUT = 0.01  # share of a split
 HINT = (
     "dftrack data check lists them all; --set data.leaks=allow trains on them, says so in the run, and bars promotion"
@@ -101,7 +101,8 @@ def _audit(listing: Listing, home: Path, progress: Progress | None) -> Audit:
 def _key(listing: Listing, stamps: Sequence[Stamp | None]) -> str:
     state = sha256(json.dumps([FORMAT, os.path.abspath(listing.root), listing.source]).encode())
     for picture, stamp in zip(listing.pictures, stamps, strict=True):
-        state.update(json.dumps([picture.name, picture.label, picture.split, picture.group, stamp]).encode())
+        mask = picture.mask and [str(picture.mask), picture.mask.is_file()]
+        state.update(json.dumps([picture.name, picture.label, picture.split, picture.group, stamp, mask]).encode())
     return state.hexdigest()[:20]
 
 

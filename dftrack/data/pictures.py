@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,19 +46,19 @@ class PictureError(DataError):
     """Why one file cannot be read as a picture; the message does not repeat the file's name."""
 
 
-def decode(source: Path | bytes, size: int | None = None) -> Pixels:
+def decode(source: Path | bytes, size: int | None = None, *, ground: str = "white") -> Pixels:
     """The picture in a file (or in a file's bytes) as RGB.
 
     Returns (size, size, 3) uint8, or (height, width, 3) as stored when `size` is None. A picture that is not square is
     squeezed into the square (bilinear over the whole footprint of each pixel), never cut.
-    The EXIF orientation is carried out; 16-bit greys are scaled by 255 / 65535; transparent pixels lie on white;
+    The EXIF orientation is carried out; 16-bit greys are scaled by 255 / 65535; transparent pixels lie on `ground`;
     palette, CMYK, grey and 1-bit files become RGB; of an animation the first frame counts.
     Raises PictureError if the file is missing, empty, truncated, damaged, of another format, or over MAX_PIXELS
     (known from its header: nothing is allocated for it).
     """
     image = _open(source if isinstance(source, bytes) else read_bytes(source))
     try:
-        image = _upright(_to_rgb(image), _orientation(image))
+        image = _upright(_to_rgb(image, ground), _orientation(image))
         if size is not None and image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         return np.array(image)
@@ -80,15 +81,19 @@ def count_pixels(content: bytes) -> int:
     return width * height
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read.
+def open_regular(path: Path) -> BinaryIO:
+    """The file, to be read. Raises PictureError for a pipe or a device: whoever read it might wait for ever."""
+    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise PictureError("not a regular file but a pipe or a device")
+    return handle
 
-    A pipe or device is refused: whoever read it might wait for ever.
-    """
+
+def read_bytes(path: Path) -> bytes:
+    """The content of the file, refused over MAX_BYTES. Raises PictureError saying why it cannot be read."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as handle:
-            if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
-                raise PictureError("not a regular file but a pipe or a device")
+        with open_regular(path) as handle:
             content = handle.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         raise PictureError(getattr(error, "strerror", None) or str(error)) from error
@@ -189,7 +194,7 @@ def _jpeg_frames(content: bytes) -> Iterator[tuple[int, int]]:
         place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, ground: str = "white") -> Image.Image:
     """Every mode these formats can come in, as RGB; `image` itself if it is that already.
 
     What takes several steps is done a strip of rows at a time: large pictures would need five times their memory.
@@ -198,7 +203,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _in_strips(image, _from_16_bit)
     if image.has_transparency_data:
-        return _in_strips(image, _on_white)
+        return _in_strips(image, lambda strip: _laid_on(ground, strip))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -214,9 +219,9 @@ def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]
     return whole
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _laid_on(ground: str, image: Image.Image) -> Image.Image:
     over = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", over.size, ground), over).convert("RGB")
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
