@@ -75,6 +75,9 @@ def listen(host: str = "127.0.0.1", port: int | None = None) -> Iterator[socket.
         try:
             taken = socket.create_server((host, number), family=family)
         except OSError as error:
+            if (error.errno or 0) < 0:  # of the resolver: no port helps
+                said = (error.strerror or str(error)).partition(" (while")[0]
+                raise SettingError(f"cannot listen on {host}: {said}", "name another with --host") from error
             reason = f"cannot listen on {host}, port {number}: {os.strerror(error.errno) if error.errno else error}"
         else:
             with taken:
@@ -211,7 +214,8 @@ class _Routes:
         if request.kind != "application/json":
             raise RefusedError(415, f"pictures come as application/json, not as {request.kind or 'nothing'}")
         texts = await asyncio.to_thread(_picture_texts, request.body, self._limits)
-        body = json.dumps({"inputs": texts}).encode()
+        # not as "inputs": of these MLflow makes an array that is as wide as the longest text for every picture
+        body = json.dumps({"dataframe_split": {"columns": ["picture"], "data": [[text] for text in texts]}}).encode()
         answer = await self._in_turn(lambda: _ask(self._mlflow, request, body))
         if answer.status >= 400:  # MLflow's own words repeat the input and show a stack
             raise RefusedError(500 if answer.status == 400 else answer.status, "the model failed at these pictures")

@@ -290,3 +290,16 @@ def test_what_is_encoded_is_decoded_again() -> None:
     assert (decode(encode_png(scene()[..., 0])) == scene()[..., :1]).all()
     assert difference(decode(encode_jpeg(scene(), 95)), scene()) < 3
     assert encode_jpeg(scene()) == encode_jpeg(scene()), "the same picture makes different bytes"
+
+
+def test_a_jpeg_of_endless_scans_is_refused_and_an_honest_progressive_one_is_not() -> None:
+    """Each scan of 23 bytes costs a pass over all pixels: a few kB kept a server busy for minutes."""
+    target = io.BytesIO()
+    Image.new("RGB", (64, 64), "grey").save(target, "JPEG", progressive=True)
+    honest = target.getvalue()
+    assert decode(honest).shape == (64, 64, 3)
+    last = honest[honest.rindex(b"\xff\xda") : -2]
+    assert decode(honest[:-2] + 20 * last + honest[-2:]).shape == (64, 64, 3)
+    with pytest.raises(PictureError, match="over 100 scans"):
+        decode(honest[:-2] + 200 * last + honest[-2:])
+    assert decode(honest + 200 * last).shape == (64, 64, 3), "what follows the end is not of the picture"

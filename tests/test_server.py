@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -135,6 +136,19 @@ def test_mlflows_own_protocol_scores_base64_pictures_with_the_same_numbers(url: 
     assert ask(f"{url}/invocations", as_url, "application/json").said["predictions"] == answer.said["predictions"][:1]
     assert ask(f"{url}/ping").status == 200
     assert ask(f"{url}/version").body.decode() == mlflow.__version__
+
+
+def test_one_long_picture_among_short_ones_takes_memory_once(url: str) -> None:
+    """MLflow's own "inputs" become an array as wide as the longest text, for every picture: 16 MiB became 8 GB."""
+    long = picture() + bytes(150_000)  # what follows the end of a PNG is not of the picture
+    tracemalloc.start()
+    try:
+        answer = ask(f"{url}/invocations", inputs(long, *[picture()] * 4), "application/json")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert answer.status == 200 and len(answer.said["predictions"]) == 5
+    assert peak < 5e6, f"{peak / 1e6:.0f} MB for a request of 0.3 MB"
 
 
 def test_requests_at_the_same_time_get_the_numbers_that_they_get_alone(url: str) -> None:
@@ -307,6 +321,13 @@ def test_a_taken_port_is_said_and_without_one_the_next_is_taken() -> None:
         pass
     with listen() as first, listen() as second:
         assert first.getsockname()[1] != second.getsockname()[1]
+
+
+def test_a_host_that_is_none_is_named_with_its_reason_at_once() -> None:
+    with pytest.raises(SettingError, match=r"cannot listen on no\.such\.host\.invalid: ") as caught:  # noqa: SIM117
+        with listen("no.such.host.invalid"):
+            pass
+    assert "port" not in caught.value.message and "--host" in caught.value.hint
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from dftrack.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # nothing else is opened, whatever a file is called
 MAX_PIXELS = 50_000_000  # width x height by the header; checked before a pixel is decoded
+MAX_SCANS = 100  # of one JPEG; an honest progressive one has about ten
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 STRIP_PIXELS = 1 << 20  # of a large picture, converted at once
 MAX_BYTES = 256 << 20  # of one file; the largest honest picture of MAX_PIXELS is smaller
 
@@ -134,6 +137,8 @@ def _open(content: bytes) -> Image.Image:
     """The picture behind `content`, its header read, no pixel decoded yet."""
     if not content:
         raise PictureError("empty file (0 bytes)")
+    if content.startswith(b"\xff\xd8"):
+        _refuse_scans(content)
     _refuse_large(*(_dimensions(content) or (0, 0)))  # before Pillow sees it: its WebP reader allocates on opening
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -145,6 +150,21 @@ def _open(content: bytes) -> Image.Image:
         raise PictureError(_one_line(error)) from error
     _refuse_large(*image.size)  # what Pillow is going to decode is what counts in the end
     return image
+
+
+def _refuse_scans(content: bytes) -> None:
+    """Raise PictureError for a JPEG of many scans: each costs a pass over all pixels, and 23 bytes."""
+    place, scans = 2, 0
+    while found := _MARKER.search(content, place):
+        marker, place = found[1][0], found.end()
+        if marker == 0xD9:  # the end: what follows is not of this picture
+            return
+        if marker in (0x01, 0xD8):  # these have no length
+            continue
+        scans += marker == 0xDA
+        if scans > MAX_SCANS:
+            raise PictureError(f"a JPEG of over {MAX_SCANS} scans")
+        place += max(2, int.from_bytes(content[place : place + 2], "big"))
 
 
 def _refuse_large(width: int, height: int) -> None:
