@@ -243,7 +243,9 @@ def score_apart(folder: Path, pictures: Sequence[Path]) -> list[float | None]:
                 capture_output=True,
                 cwd=aside,
                 timeout=APART_SECONDS,
-                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | SWITCHES,
+                env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+                | SWITCHES
+                | {"PYTHONPYCACHEPREFIX": str(aside / "byte-code")},  # what lies beside the code is in no digest
             )
         except subprocess.TimeoutExpired as error:
             raise DetectorError(f"a clean process did not score the pictures within {APART_SECONDS:.0f} s") from error

@@ -114,16 +114,16 @@ def promote(
         found, ours = _judged(tracker, request, progress)
         if found.outcome in ("refused", "already"):
             return found
-        aliases = registered.aliases()
-        if aliases.get(request.alias) != found.previous:
-            raise StoreError(
-                f"{request.model}@{request.alias} was moved by somebody else meanwhile", "run the command again"
-            )
+        if registered.aliases().get(request.alias) != found.previous:
+            raise _moved(request.model, request.alias)
         version = registered.create(
             ours.record.run_id,
             key=f"{ours.record.run_id}-{request.alias}-{uuid.uuid4().hex}",
             tags=_tags(request, ours, found),
         )
+        if registered.aliases().get(request.alias) != found.previous:  # by another machine on the same server
+            registered.delete(version.number)
+            raise _moved(request.model, request.alias)
         registered.set_alias(request.alias, version.number)
         registered.set_tags(version.number, {PROMOTION: "done"})
         return Promotion(
@@ -208,6 +208,8 @@ def rollback(
             raise PromotionRefused(
                 f"{before}, which was there before, cannot be used: {problems[0]}", "promote another run instead"
             )
+        if registered.aliases().get(alias) != present.number:
+            raise _moved(model, alias)
         words = f"to version {before.number}, {_now()}, by {user_name()}"
         registered.set_tags(present.number, {ROLLBACK: f"pending: {words}"})
         registered.set_alias(alias, before.number)
@@ -237,6 +239,10 @@ def _before(registered: Registered, present: Version, alias: str) -> Version:
 
 
 # ---- both
+
+
+def _moved(model: str, alias: str) -> StoreError:
+    return StoreError(f"{model}@{alias} was moved by somebody else meanwhile", "run the command again")
 
 
 def _mend(registered: Registered) -> None:

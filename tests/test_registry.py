@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import pickle
+import py_compile
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from dftrack.learning.detector import Detector
 from dftrack.learning.evaluation import report
 from dftrack.learning.statistics import METHOD
 from dftrack.recording import flat_metrics, prediction_columns
+from dftrack.registered import Registered, Version
 from dftrack.registry import Promotion, Request, promote, resolve_model, rollback
 from dftrack.scored import stored_predictions
 from dftrack.tracking import Tracker, open_tracker
@@ -118,6 +120,16 @@ def test_the_first_good_run_becomes_the_champion_and_its_version_says_why(
     assert resolve_model(tracker).run_id == run, "the champion is not what is used by default"
 
 
+def plant_byte_code(module: Path) -> None:
+    """Lay code beside a module that Python would run in its place."""
+    bad = module.with_name("bad.py")
+    bad.write_text("raise SystemExit('planted byte code was run')")
+    place = module.parent / "__pycache__" / f"{module.stem}.{sys.implementation.cache_tag}.pyc"
+    place.parent.mkdir(exist_ok=True)
+    py_compile.compile(str(bad), str(place), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    bad.unlink()
+
+
 def test_the_model_is_tried_in_a_clean_process_with_the_code_that_was_logged(
     tracker: Tracker, made: Made, data: DataSet
 ) -> None:
@@ -125,6 +137,7 @@ def test_the_model_is_tried_in_a_clean_process_with_the_code_that_was_logged(
     text = code.read_text()
     code.write_text(text.replace("else verdict.score", "else verdict.score + 0.25"))
     assert code.read_text() != text
+    plant_byte_code(next(code.parent.rglob("dftrack/errors.py")))  # it is in no digest
     recorded = stored_predictions(tracker, made.runs["good"])["test-dev"]
     paths = dict(zip(data.splits["test-dev"].names, data.splits["test-dev"].paths, strict=True))
     scores = IN_A_CLEAN_PROCESS(code.parent, [paths[name] for name in recorded.names[:3]])
@@ -520,6 +533,27 @@ def test_what_another_alias_replaced_is_not_what_this_one_goes_back_to(tracker: 
     with pytest.raises(PromotionRefused, match="promoted as staging"):
         rollback(tracker)
     assert rollback(tracker, alias="staging").version == 1
+
+
+def test_a_champion_that_another_machine_named_meanwhile_is_not_replaced_unjudged(
+    tracker: Tracker, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their lock is a file of this store; on a common server another store's command is not held by it."""
+    ask(tracker, made.runs["good"])
+    registered = tracker.registered("dftrack")
+    real = Registered.create
+
+    def slow(self: Registered, *given: Any, **named: Any) -> Version:
+        theirs = real(self, made.runs["triplet"], key="theirs", tags={})
+        self.set_alias("champion", theirs.number)
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(Registered, "create", slow)
+    with pytest.raises(StoreError, match="moved by somebody else meanwhile"):
+        ask(tracker, made.runs["twin"])
+    champion = registered.at("champion")
+    assert champion and champion.run_id == made.runs["triplet"]
+    assert {version.run_id for version in registered.versions()} == {made.runs["good"], made.runs["triplet"]}
 
 
 def test_an_alias_that_somebody_else_set_has_no_known_past(tracker: Tracker, made: Made) -> None:
