@@ -59,7 +59,7 @@ def database_of(store: Path) -> Path | None:
         if named is None or "?" in uri:
             return None
         path = named
-    if not path.is_file() or path.stat().st_size == 0:
+    if not os.path.isfile(path) or path.stat().st_size == 0:
         raise StoreError(f"there is no {path}, so no run yet", "train one first: dftrack baseline")
     return path.resolve()
 

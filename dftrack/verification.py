@@ -73,11 +73,24 @@ def verify(tracker: Tracker, reference: str) -> Verification:
             raise StoreError(f"predictions/{split}.csv does not hold predictions: a picture stands in it twice")
         if bad := [name for name, s in zip(found.names, found.scores, strict=True) if not 0 <= s <= 1]:
             raise StoreError(f"the stored scores of {split} are no probabilities, for example that of {bad[0]}")
+    if judged := record.tags.get(EVALUATED_TAG):
+        _require_judged(tracker, judged)
     threshold = threshold_of(tracker, record.tags.get(EVALUATED_TAG) or record.run_id)
     chosen = decided_by(tracker, record.run_id)
     evidence = _Evidence(predictions, threshold, chosen, same_intervals=record.tags.get(INTERVALS_TAG) == METHOD)
     claims = [*_claims(record, evidence), *_claims_of_the_file(tracker, record, evidence)]
     return Verification(record.run_id, tuple(claims), tuple(_contradictions(record, predictions)))
+
+
+def _require_judged(tracker: Tracker, run_id: str) -> None:
+    """Raise StoreError if the run is gone whose val decided the thresholds and the temperature of an evaluation."""
+    try:
+        tracker.find_run(run_id)
+    except StoreError as error:
+        raise StoreError(
+            f"run {run_id[:12]}, whose model was judged, is not there: its val decided thresholds and temperature",
+            "restore it in the MLflow page, then verify again",
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -306,6 +306,25 @@ def test_a_study_that_cannot_be_is_refused(dftrack: Terminal, store: Path, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("verify", "3f2a", "--digits", 3), "--digits belongs to --published"),
+        (("compare", "a", "b", "--top", 3), "--top belongs to --study"),
+        (("runs", "--names", "--kind", "baseline"), "--names lists all names"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(
+    dftrack: Terminal, store: Path, words: tuple[object, ...], said: str
+) -> None:
+    refused(dftrack(*words, "--store", store), 2, said)
+
+
+def test_a_store_with_a_name_that_no_folder_can_have_is_not_there(dftrack: Terminal, tmp_path: Path) -> None:
+    refused(dftrack("runs", "--store", tmp_path / ("a" * 300)), 4, "there is no")
+    refused(dftrack("verify", "--store", tmp_path / ("a" * 300)), 4, "there is no store")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("predict", "a.jpg"), ("serve", "--port", 0), ("export",), ("evaluate",), ("verify",), ("compare", "a", "b"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dftrack import __main__ as entry
-from dftrack.errors import DataError, SettingError
+from dftrack.errors import DataError, SettingError, StoreError
 from dftrack.learning.assessment import choose
 from dftrack.reassessment import Evaluated, Request, evaluate
 from dftrack.scored import stored_predictions
@@ -208,6 +208,18 @@ def test_the_model_of_a_run_that_did_not_finish_is_judged_with_a_warning_that_is
     said = capsys.readouterr().err
     assert f"warning: {caution}" in said.splitlines() and said.count(caution) == 1, said
     assert recorded == [caution], "who reads the report does not hear of it"
+
+
+def test_numbers_that_a_deleted_run_decided_are_not_called_wrong(own: tuple[Tracker, RunRecord, Evaluated]) -> None:
+    tracker, record, _ = own
+    judged = record.tags["dftrack.evaluated_run"]
+    assert verify(tracker, record.run_id).holds
+    tracker.delete_run(judged)
+    try:
+        with pytest.raises(StoreError, match="whose model was judged, is not there"):
+            verify(tracker, record.run_id)
+    finally:
+        tracker.restore_run(judged)
 
 
 def test_the_doctor_leaves_an_evaluation_alone_while_it_works(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

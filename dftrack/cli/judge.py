@@ -102,6 +102,8 @@ def verify(
         else:
             render_judgement.show_published(table)
         raise typer.Exit(1 if table.contradictions else 0)
+    if digits is not None:
+        raise SettingError("--digits belongs to --published", "leave it out")
     tracker = open_tracker(existing(store))
     found = verify_run(tracker, run or tracker.latest_run(tags={"dftrack.kind": "baseline"}).run_id)
     if as_json:

@@ -45,6 +45,8 @@ def runs(
 
     if as_csv and as_json:
         raise SettingError("--csv and --json both name the form of the rows", "give one of them")
+    if names and (kind or status or where or sort or columns):
+        raise SettingError("--names lists all names: it takes no filter, order or columns", "leave out one of the two")
     query = Query(
         where=[Condition.read(text) for text in where or ()],
         kinds=kind or (),

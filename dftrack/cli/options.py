@@ -59,14 +59,14 @@ def existing(store: Path) -> Path:
 
     if uri := os.environ.get("MLFLOW_TRACKING_URI", "").strip():
         database = sqlite_file(uri)
-        if database is not None and not database.exists():
+        if database is not None and not os.path.exists(database):
             raise StoreError(
                 f"there is no {database.absolute()}, which MLFLOW_TRACKING_URI names",
                 "correct it, or unset it for a local store (four slashes begin an absolute path)",
             )
-    elif not (store / "mlflow.db").exists():
+    elif not os.path.exists(store / "mlflow.db"):  # unlike Path, it says no where it may not look
         raise StoreError(
-            f"there is no store at {store}" + (": the folder holds no mlflow.db" if store.is_dir() else ""),
+            f"there is no store at {store}" + (": the folder holds no mlflow.db" if os.path.isdir(store) else ""),
             "name it with --store; dftrack baseline makes one",
         )
     return store

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from dftrack.cli.options import STORE, Json, Store, existing
+from dftrack.errors import SettingError
 
 app = typer.Typer()
 
@@ -25,7 +26,7 @@ def compare(
         ),
     ] = None,
     study: Annotated[str, typer.Option(help="Compare the best trials of this study.")] = "",
-    top: Annotated[int, typer.Option(help="How many of its trials.")] = 5,
+    top: Annotated[int | None, typer.Option(help="How many of its trials [5].")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for comparison.html and .png [comparisons/ in the store].")
     ] = None,
@@ -36,8 +37,11 @@ def compare(
     from dftrack import comparison, comparison_page, render, render_release
     from dftrack.tracking import open_tracker
 
+    if top is not None and not study:
+        raise SettingError("--top belongs to --study", "leave it out, or name a study")
     tracker = open_tracker(existing(store))
-    found = comparison.compare(tracker, comparison.find_runs(tracker, runs or [], study, top))
+    named = comparison.find_runs(tracker, runs or [], study, 5 if top is None else top)
+    found = comparison.compare(tracker, named)
     folder = out or tracker.store.folder / "comparisons" / comparison_page.folder_name(found.runs)
     page = comparison_page.write(found, folder)
     if as_json:

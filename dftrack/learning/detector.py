@@ -134,9 +134,12 @@ class Detector:
         """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
         _check_finite(state)
-        if (folder / CARD).exists():
-            (folder / CARD).unlink()
-            sync_folder(folder)
+        try:
+            if (folder / CARD).exists():
+                (folder / CARD).unlink()
+                sync_folder(folder)
+        except OSError as error:
+            raise StoreError(f"cannot replace {folder / CARD}: {error.strerror}", "may you write there?") from error
         with write_aside(folder / WEIGHTS) as aside:
             try:
                 with usual_mode(aside):

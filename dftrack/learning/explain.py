@@ -199,6 +199,6 @@ def gradcam_row(
 
 
 def read_mask(path: Path, size: int) -> NDArray[np.bool_]:
-    """Where the forgery lies as the network sees it: (size, size), True where the mask is bright; transparent is not."""
+    """Where the forgery lies as the network sees it: (size, size), True where the mask is bright; clear is not."""
     bright: NDArray[np.bool_] = decode(path, size, ground="black").mean(axis=2) > 127
     return bright
