@@ -1,6 +1,6 @@
 """Which pictures a run used, as the data set input that the MLflow page shows beside it.
 
-A part of the door to MLflow: only `recorder` imports it, after `store` has set the switches that MLflow reads.
+A part of the door to MLflow: only `recorder` imports it, after `speaking` has set the switches that MLflow reads.
 """
 
 import json

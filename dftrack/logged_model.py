@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dftrack.store import local_path
 
-# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# store brings speaking with it, which sets the switches that MLflow reads while it is imported itself
 # isort: split
 import mlflow.pyfunc
 from mlflow import MlflowClient

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from dftrack.store import Connection, speaking
+from dftrack.speaking import speaking
+from dftrack.store import Connection
 
 KEY = "dftrack"
 TAG = f"mlflow.sharedViewState.{KEY}"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dftrack.store import Connection, local_path, speaking
+from dftrack.speaking import speaking
+from dftrack.store import Connection, local_path
 
-# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# speaking is imported first: it sets the switches that MLflow reads while it is imported itself
 # isort: split
 from mlflow.entities import Metric, Param, RunTag
 

@@ -15,9 +15,10 @@ from dftrack import logged_model
 from dftrack.errors import DetectorError, StoreError
 from dftrack.files import passing_folder, temporary_folder
 from dftrack.redaction import scrub
-from dftrack.store import Connection, local_path, speaking
+from dftrack.speaking import speaking
+from dftrack.store import Connection, local_path
 
-# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# speaking is imported first: it sets the switches that MLflow reads while it is imported itself
 # isort: split
 import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion

@@ -26,9 +26,9 @@ from dftrack.errors import DftrackError, SettingError
 from dftrack.guard import OWN_NAMES, Answer, Guard, Limits, Message, RefusedError, Request, answer_json
 from dftrack.learning.detector import Detector
 
-# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# speaking is imported first: it sets the switches that MLflow reads while it is imported itself
 # isort: split
-import dftrack.store  # noqa: F401
+import dftrack.speaking  # noqa: F401
 
 # isort: split
 import uvicorn

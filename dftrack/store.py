@@ -4,48 +4,35 @@ Together with `tracking` and `page` this is the one door to MLflow.
 """
 
 import http.client
-import logging
 import os
 import re
-import secrets
-import sqlite3
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
-# The one thing done at import: MLflow reads these switches while it is imported itself.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # no alembic chatter on the terminal
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output is for --json
+from dftrack.database import ROOT_TAG, check_database, make_database, mend_moved
+from dftrack.speaking import speaking
 
-import mlflow
+# speaking is imported first: it sets the switches that MLflow reads while it is imported itself
+# isort: split
 import sqlalchemy
-from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from dftrack.errors import StoreError
-from dftrack.files import write_aside
 from dftrack.redaction import scrub
 
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # its tracebacks reach the user as StoreErrors
-
 T = TypeVar("T")
-LOCK_SECONDS = 120.0  # a schema is made in 2 to 8 s; longer than this means that somebody is stuck
 FIRST_ANSWER_SECONDS = 5.0  # for each of the tries to reach a server before any work starts
 FIRST_TRIES = 3
 PATIENCE = 60.0  # seconds that a PostgreSQL which answered before is asked again
 ASK_AGAIN_SECONDS = 0.25
-ROOT_TAG = "dftrack.artifacts"  # on an experiment: the artifacts folder its absolute paths were made for
 KIND_TAG = "mlflow.experimentKind"  # the page shows training's tables and charts, not those of language models
 _POSTGRES_LOCK = 0x6466_7472  # "dftr": advisory lock held while a schema is made
 
@@ -138,7 +125,7 @@ def prepare_store(folder: Path) -> None:
     """
     store = Store.at(folder)
     if tracking_uri(store) == store.uri:
-        _make_database(store)
+        make_database(store.database, store.artifacts)
 
 
 def connect(folder: Path, *, known: bool = False) -> Connection:
@@ -151,9 +138,9 @@ def connect(folder: Path, *, known: bool = False) -> Connection:
     uri = tracking_uri(store)
     server = uri.startswith("http")
     if uri == store.uri:
-        _make_database(store)
+        make_database(store.database, store.artifacts)
         check_database(store.database)
-        _mend_moved(store)
+        mend_moved(store.database, store.artifacts)
     elif server:
         _reach_server(uri)
     postgres = uri.startswith("postgresql")
@@ -195,102 +182,12 @@ def experiment_id(connection: Connection, name: str) -> str:
     return str(found.experiment_id)
 
 
-@contextmanager
-def speaking(uri: str) -> Iterator[None]:
-    """Turn what MLflow, SQLAlchemy and the network throw into a StoreError that a person can read."""
-    try:
-        yield
-    except MlflowException as error:
-        raise _explained(str(error), uri) from error
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error) as error:
-        raise _explained(str(error), uri) from error
-    except OSError as error:  # requests' errors are OSErrors, too
-        raise _explained(str(error), uri) from error
-
-
-def _explained(message: str, uri: str) -> StoreError:
-    where = scrub(uri.removeprefix("sqlite:///"))
-    text = " ".join(scrub(message).split())
-    if found := re.search(r"out-of-date database schema \(found version (\w+)", text):
-        return _other_schema(found[1], where)
-    hints = {
-        "disk is full": "free some space and run the command again: nothing is lost",
-        "disk I/O error": "is there space, and is the disk well?",
-        "database is locked": "another process has held it for 20 s: run the command again",
-        "readonly": "may you write there?",
-        "malformed": "move it away, or restore a copy; `sqlite3 mlflow.db .recover` saves what can be read",
-        "not a database": "move it away, or choose another folder with --store",
-        "No module named": "PostgreSQL needs a driver: pip install 'dftrack[postgres]'",
-    }
-    hint = next((hint for symptom, hint in hints.items() if symptom in text), "")
-    return StoreError(f"the tracking store {where} failed: {text[:300]}", hint)
-
-
-def _other_schema(version: str, where: str) -> StoreError:
-    known = (Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions").glob(f"{version}_*.py")
-    if any(known):
-        return StoreError(
-            f"{where} was written by an older MLflow (schema {version})",
-            "keep a copy of it, then run: mlflow db upgrade sqlite:////path/to/mlflow.db",
-        )
-    return StoreError(
-        f"{where} was written by a newer MLflow than {mlflow.__version__} (schema {version})",
-        "update mlflow, or choose another folder with --store",
-    )
-
-
 def local_path(uri: str) -> Path | None:
     """The folder that an artifact URI means, or None if it lies elsewhere (a server, a bucket)."""
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Path(unquote(parts.path))
     return Path(uri) if not parts.scheme else None
-
-
-# ---- making -------------------------------------------------------------------------------------------------------
-
-
-def _make_database(store: Store) -> None:
-    """Build the schema in memory, then put the file in place whole. The kernel frees the lock of a killed process."""
-    if _has_content(store.database):
-        return
-    try:
-        store.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(store.folder / ".mlflow.lock", timeout=LOCK_SECONDS):
-            if _has_content(store.database):
-                return
-            for left_over in store.folder.glob(".mlflow.db.*"):  # of a killed process: we hold the lock
-                left_over.unlink(missing_ok=True)
-            store.artifacts.mkdir(exist_ok=True)
-            with speaking(store.uri), write_aside(store.database) as aside:
-                _write_schema(aside, store.artifacts.as_uri())
-    except Timeout as error:
-        raise StoreError(
-            f"{store.folder} has been locked for {LOCK_SECONDS:.0f} s", "is another dftrack stuck?"
-        ) from error
-    except OSError as error:
-        raise StoreError(
-            f"cannot make the store {store.folder}: {error.strerror or error}",
-            "choose a folder you may write to with --store",
-        ) from error
-
-
-def _has_content(database: Path) -> bool:
-    """False for a missing file, and for an empty one: SQLite makes that before the first page, and it holds nothing."""
-    try:
-        return database.is_dir() or database.stat().st_size > 0
-    except OSError:
-        return False
-
-
-def _write_schema(target: Path, artifacts: str) -> None:
-    """An empty MLflow database at `target`. In memory the forty migrations cost no disk access."""
-    memory = f"file:dftrack-{secrets.token_hex(8)}?mode=memory&cache=shared"
-    with closing(sqlite3.connect(memory, uri=True)) as keeper, closing(sqlite3.connect(target)) as copy:
-        made = SqlAlchemyStore(f"sqlite:///{memory}&uri=true", artifacts)  # type: ignore[no-untyped-call]
-        made.engine.dispose()  # `keeper` holds what is in memory
-        keeper.backup(copy)
-        copy.execute("pragma journal_mode=wal")  # kept in the file: readers never wait for a writer
 
 
 @contextmanager
@@ -308,28 +205,6 @@ def _schema_lock(uri: str) -> Iterator[None]:
             yield
     finally:
         engine.dispose()
-
-
-# ---- checking -----------------------------------------------------------------------------------------------------
-
-
-def check_database(database: Path) -> None:
-    """Raise StoreError unless `database` is an MLflow database that can be written; leaves it as it is."""
-    if database.is_dir():
-        raise StoreError(f"{database} is a folder, not a database", "choose another folder with --store")
-    try:
-        with closing(_raw(database)) as raw:
-            tables = {row[0] for row in raw.execute("select name from sqlite_master where type = 'table'")}
-            if not {"alembic_version", "experiments", "runs"} <= tables:
-                raise StoreError(f"{database} is not an MLflow database", "choose another folder with --store")
-            raw.execute("begin immediate")  # fails on a read-only file or folder
-            raw.execute("rollback")
-    except sqlite3.Error as error:
-        raise _explained(str(error), f"sqlite:///{database}") from error
-
-
-def _raw(database: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True, timeout=20, isolation_level=None)
 
 
 def _reach_server(uri: str) -> None:
@@ -398,46 +273,3 @@ class _PatientClient:
         if not callable(found):
             return found
         return lambda *given, **named: self._patience.ask(lambda: found(*given, **named))
-
-
-# ---- mending ------------------------------------------------------------------------------------------------------
-
-
-def _mend_moved(store: Store) -> None:
-    """MLflow keeps absolute artifact paths: after the folder was moved or copied, give them their new prefix."""
-    select = "select distinct value from experiment_tags where key = ? and value <> ?"
-    here = str(store.artifacts)
-    try:
-        with closing(_raw(store.database)) as raw:
-            if not [old for (old,) in raw.execute(select, (ROOT_TAG, here)) if not _same_folder(old, here)]:
-                return
-            raw.execute("begin immediate")
-            for (old,) in raw.execute(select, (ROOT_TAG, here)).fetchall():
-                for before, after in ((Path(old).as_uri(), store.artifacts.as_uri()), (old, here)):
-                    _replace_prefix(raw, before, after)
-                raw.execute("update experiment_tags set value = ? where key = ? and value = ?", (here, ROOT_TAG, old))
-            raw.execute("commit")
-    except sqlite3.Error as error:
-        raise _explained(str(error), store.uri) from error
-
-
-def _replace_prefix(raw: sqlite3.Connection, before: str, after: str) -> None:
-    for table, column in (
-        ("experiments", "artifact_location"),
-        ("runs", "artifact_uri"),
-        ("logged_models", "artifact_location"),
-        ("model_versions", "storage_location"),
-        ("model_versions", "source"),
-    ):
-        raw.execute(
-            f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or substr({column}, 1, ?) = ?",
-            (after, len(before) + 1, before, len(before) + 1, before + "/"),
-        )
-
-
-def _same_folder(one: str, other: str) -> bool:
-    """The same folder under two names, as with a bind mount: nothing has moved."""
-    try:
-        return os.path.samefile(one, other)
-    except OSError:
-        return False

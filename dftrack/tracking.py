@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store, speaking
+from dftrack.speaking import speaking
+from dftrack.store import Connection, Store, connect, experiment_id, local_path, prepare_store
 
-# store is imported first: it sets the switches that MLflow reads while it is imported itself
+# speaking is imported first: it sets the switches that MLflow reads while it is imported itself
 # isort: split
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities import ViewType

@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # All of these together are MLflow's one door.
 RECORD = (
+    "dftrack.speaking",
+    "dftrack.database",
     "dftrack.store",
     "dftrack.tracking",
     "dftrack.recorder",
@@ -133,7 +135,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 
 # Law 3. Modules define, only functions do. The exceptions, each with its reason.
 DOING: dict[str, str] = {
-    "dftrack.store": "MLflow reads its switches from the environment while it is imported itself",
+    "dftrack.speaking": "MLflow reads its switches from the environment while it is imported itself",
     "dftrack.scoring": "MLflow runs this file as a script when it loads a model: so it says which model it holds",
     "dftrack.__main__": "`python -m dftrack` is asked to do something",
 }
@@ -391,7 +393,7 @@ PLANTED: dict[str, tuple[Callable[[list[Module]], list[str]], dict[str, str], li
         },
         [
             "dftrack/learning/model.py:1: dftrack.learning.model imports rich, whose only door is dftrack.render",
-            "dftrack/study/report.py:2: dftrack.study.report imports mlflow, whose only door is dftrack.store or",
+            "dftrack/study/report.py:2: dftrack.study.report imports mlflow, whose only door is dftrack.speaking or",
         ],
     ),
     "a door opened by name, or for types only": (
@@ -500,7 +502,7 @@ for name in sorted(before.keys() ^ os.environ.keys()):
     print("changes the environment:", name)
 """
 LIBRARIES = "torch mlflow optuna sklearn.metrics scipy.stats captum.attr PIL.Image rich.console typer"
-SWITCHES = "changes the environment: MLFLOW_"  # dftrack.store's, see DOING
+SWITCHES = "changes the environment: MLFLOW_"  # dftrack.speaking's, see DOING
 
 
 def test_importing_every_module_writes_starts_and_says_nothing() -> None:

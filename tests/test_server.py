@@ -324,9 +324,11 @@ def test_a_taken_port_is_said_and_without_one_the_next_is_taken() -> None:
 
 
 def test_a_host_that_is_none_is_named_with_its_reason_at_once() -> None:
-    with pytest.raises(SettingError, match=r"cannot listen on no\.such\.host\.invalid: ") as caught:  # noqa: SIM117
-        with listen("no.such.host.invalid"):
-            pass
+    with (
+        pytest.raises(SettingError, match=r"cannot listen on no\.such\.host\.invalid: ") as caught,
+        listen("no.such.host.invalid"),
+    ):
+        pass
     assert "port" not in caught.value.message and "--host" in caught.value.hint
 
 

@@ -25,10 +25,12 @@ from typing import Any, TypeVar
 
 import pytest
 
+import dftrack.database
 import dftrack.files
-import dftrack.store
+from dftrack.database import check_database
 from dftrack.errors import StoreError
-from dftrack.store import Store, check_database, connect, experiment_id, prepare_store, tracking_uri
+from dftrack.speaking import speaking
+from dftrack.store import Store, connect, experiment_id, prepare_store, tracking_uri
 from dftrack.tracking import open_tracker, serve_ui
 
 # store is imported first: it sets the switches that MLflow reads while it is imported itself
@@ -102,11 +104,14 @@ def die(*_: object) -> None:
 
 def die_while_making(folder: Path, point: str) -> None:
     """Make the store, but stop dead at an exact point."""
-    write = dftrack.store._write_schema
+    write = dftrack.database._write_schema
     if point == "half of the file":
-        dftrack.store._write_schema = lambda target, _: (target.write_bytes(b"SQLite format 3\0" + bytes(5000)), die())
+        dftrack.database._write_schema = lambda target, _: (
+            target.write_bytes(b"SQLite format 3\0" + bytes(5000)),
+            die(),
+        )
     elif point == "after the schema":
-        dftrack.store._write_schema = lambda *arguments: (write(*arguments), die())
+        dftrack.database._write_schema = lambda *arguments: (write(*arguments), die())
     elif point == "before the rename":
         os.replace = die
     else:
@@ -433,7 +438,7 @@ def test_a_postgresql_that_stays_away_is_given_up_after_a_minute_in_all(tmp_path
     client: Any = connection.client
     Away.failures = 10**6
     for _ in range(3):  # that a run cannot be closed either shall not cost another minute
-        with pytest.raises(StoreError, match="starting up"), dftrack.store.speaking(connection.uri):
+        with pytest.raises(StoreError, match="starting up"), speaking(connection.uri):
             client.set_tag("a run", key="a tag")
     assert 60 <= sum(waits) < 61
 

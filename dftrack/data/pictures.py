@@ -86,7 +86,7 @@ def count_pixels(content: bytes) -> int:
 
 def open_regular(path: Path) -> BinaryIO:
     """The file, to be read. Raises PictureError for a pipe or a device: whoever read it might wait for ever."""
-    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    handle = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115 - the caller closes it
     if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
         handle.close()
         raise PictureError("not a regular file but a pipe or a device")
