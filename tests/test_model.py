@@ -80,14 +80,22 @@ def test_pooling_in_training_has_the_bits_of_torch_and_does_not_keep_its_input(
     assert sizes == [whole.numel()], "torch's pooling keeps its input, and only torch's"
 
 
-def test_a_gradient_written_over_the_last_one_has_the_bits_of_a_new_one_and_takes_no_memory() -> None:
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_gradient_written_over_the_last_one_has_the_bits_of_a_new_one_and_takes_no_memory(
+    dtype: torch.dtype | None,
+) -> None:
     torch.manual_seed(3)
     model = build_model(ModelConfig(dropout=0.0), 32).train()
     first, second = torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32)
     labels = torch.tensor([0, 1] * 4)
 
     def learn(*parts: Tensor) -> Tensor:
-        sum(functional.cross_entropy(model(part), labels) for part in parts).backward()
+        def loss(part: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                logits = model(part)
+            return functional.cross_entropy(logits.float(), labels)
+
+        sum(loss(part) for part in parts).backward()
         return model.fc1.weight.grad
 
     def gradients() -> list[Tensor]:
@@ -114,6 +122,7 @@ def test_a_gradient_written_over_the_last_one_has_the_bits_of_a_new_one_and_take
     model.zero_grad(set_to_none=False)
     learn(first, second)  # only one of the two can lie there
     assert all(map(torch.equal, gradients(), summed))
+    assert model.narrow is None if dtype is None else model.narrow.dtype == dtype
 
 
 def test_at_224_pixels_it_has_the_size_of_the_published_network() -> None:

@@ -82,6 +82,7 @@ def let_go(state: State) -> None:
     """Give back what only training needs, gradients and the optimizer's moments: 3 x the weights. It cannot go on."""
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer.state.clear()
+    state.model.spare = state.model.narrow = None
     trim_allocator()
 
 
@@ -144,7 +145,7 @@ def _train_step(state: State, batch: Batch) -> _Loss:
     """Forward, backward, update. An update whose loss is not finite changes no weight."""
     dtype = AUTOCAST.get(state.precision)
     device = batch.labels.device.type
-    if device == "cpu" and not dtype:
+    if device == "cpu":
         state.model.reuse_gradient()
     state.optimizer.zero_grad(set_to_none=device != "cpu")  # on a CPU: heap stays whole
     with torch.autocast(device, dtype) if dtype else nullcontext():
