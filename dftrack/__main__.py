@@ -20,7 +20,9 @@ def main() -> None:
         return
     gc.set_threshold(*COLLECT)  # half a million objects of torch and MLflow last: walking them took 0.9 s of a start
     from dftrack.cli import main as run
+    from dftrack.runtime import end_quickly
 
+    end_quickly()
     run()
 
 

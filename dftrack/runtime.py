@@ -1,6 +1,8 @@
 """This machine and this process: device, precision, threads, memory allocator, requests to stop, provenance."""
 
+import atexit
 import ctypes
+import gc
 import getpass
 import os
 import platform
@@ -42,6 +44,14 @@ def trim_allocator() -> None:
     """Give free memory back to the kernel, which `tune_allocator` keeps glibc from doing. Not for every step."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def end_quickly() -> None:
+    """Nothing is looked through for rubbish when this process ends: the kernel takes its memory as a whole.
+
+    Python looks three times, through half a million objects of torch and MLflow: 2.0 s instead of 0.4.
+    """
+    atexit.register(gc.freeze)
 
 
 def pick_device(wanted: str) -> str:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,15 @@ import torch
 from dftrack import runtime
 from dftrack.errors import DeviceError, Interrupted
 from dftrack.runtime import catch_stop_requests, cpu_has_bf16, pick_device, pick_precision, provenance, tune_allocator
+
+
+def test_a_process_that_ends_quickly_has_no_rubbish_to_look_through() -> None:
+    code = (
+        "import atexit, gc; from dftrack.runtime import end_quickly\n"
+        "atexit.register(lambda: print(len(gc.get_objects()))); end_quickly()"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(out) < 100
 
 
 def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,6 +186,20 @@ def test_processes_that_start_at_once_share_one_sample(tmp_path: Path) -> None:
     assert sum("built" in words for words in outputs) == 1, f"built more than once: {outputs}"
 
 
+def test_another_process_makes_the_sample_ahead_of_who_wants_it(tmp_path: Path) -> None:
+    with sample.sample_ahead(tmp_path):
+        while not list(tmp_path.glob("data/.sample-*.tmp/train/real/*.jpg")):
+            time.sleep(0.02)
+        said: list[tuple[str, int, int]] = []
+        place = sample.make_sample(tmp_path, lambda *words: said.append(words))
+    assert {words[0] for words in said} == {"waiting for another process that makes the sample"}
+    assert len(read_folder(place).pictures) == 2_440
+    with sample.sample_ahead(tmp_path / "new"):
+        while not list((tmp_path / "new").glob("data/.sample-*.tmp")):
+            time.sleep(0.02)
+    assert not list((tmp_path / "new").glob("data/.sample-*.tmp")), "who goes away before stops it, and it tidies up"
+
+
 def test_missing_photographs_are_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample.photographs.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -1,5 +1,6 @@
 """The commands that train: the reference network, and a recorded run once more."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,7 +41,8 @@ def baseline(
         "train.precision": precision,
     }
     config = _configure({name: value for name, value in shorthand.items() if value is not None}, settings or [])
-    result = _run(config, store)
+    with _data_ahead(config, store):
+        result = _run(config, store)
 
     from dftrack import render
 
@@ -119,6 +121,14 @@ def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
     from dftrack.config import Config, vary
 
     return vary(Config(), {**shorthand, **pairs(settings)})
+
+
+def _data_ahead(config: "Config", store: Path) -> AbstractContextManager[None]:
+    """The sample is made, where it is wanted and missing, while torch and MLflow are imported."""
+    from dftrack.config import BASELINE_DATA
+    from dftrack.data.sample import sample_ahead
+
+    return sample_ahead(store.expanduser()) if config.data.source == BASELINE_DATA else nullcontext()
 
 
 def _run(config: "Config", store: Path) -> "Result":

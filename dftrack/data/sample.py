@@ -17,8 +17,10 @@ import io
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -62,6 +64,32 @@ class _Job:
         return f"s{self.person:02d}-{self.photo:02d}-{self.take}"
 
 
+@contextmanager
+def sample_ahead(home: Path) -> Iterator[None]:
+    """Let another process make the sample below `home` while this one is busy with something else, such as imports.
+
+    What it cannot do is not told: `make_sample` waits for it and does what is left. When the block ends it is gone.
+    """
+    if (_place(home) / MANIFEST).is_file():
+        yield
+        return
+    code = f"""
+import pathlib, signal, sys
+from {__name__} import make_sample
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what it began is cleaned up
+make_sample(pathlib.Path(sys.argv[1]))
+"""
+    maker = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, str(home)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        maker.terminate()
+        maker.wait()
+
+
 def make_sample(home: Path, progress: Progress | None = None) -> Path:
     """The folder of the sample below `home`/data, made if it is not there yet.
 
@@ -69,7 +97,7 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
     and manifest.csv. Several processes may call this at once: one makes it, in a temporary folder that is then renamed.
     Raises DataError if the photographs are not installed, StoreError if the folder cannot be written.
     """
-    place = home / "data" / f"sample-{RECIPE}"
+    place = _place(home)
     if (place / MANIFEST).is_file():
         return place
     photographs()  # a missing package is told before anything is made
@@ -84,6 +112,10 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
             f"cannot make the sample in {place}: {reason}", "is there space, and may you write?"
         ) from error
     return place
+
+
+def _place(home: Path) -> Path:
+    return home / "data" / f"sample-{RECIPE}"
 
 
 def _wait(progress: Progress | None) -> None:

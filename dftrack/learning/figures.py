@@ -302,5 +302,7 @@ def to_png(figure: Figure) -> bytes:
         # drawn once: `savefig` draws, and finds the layout, twice
         canvas.draw()  # type: ignore[no-untyped-call]
     target = io.BytesIO()
-    imsave(target, np.asarray(canvas.buffer_rgba()), format="png", dpi=DPI)  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    how = {"compress_level": 4}  # half the time of the usual 6, files 5 % larger
+    imsave(target, pixels, format="png", dpi=DPI, pil_kwargs=how)
     return target.getvalue()

@@ -19,7 +19,7 @@ from dftrack.errors import (
     Interrupted,
     StoreError,
 )
-from dftrack.runtime import StopRequests, catch_stop_requests
+from dftrack.runtime import StopRequests, catch_stop_requests, end_quickly
 from dftrack.study.definition import StudyDefinition
 from dftrack.study.events import Event, Finished, Idle, Left, Progress, Refused, Started, TrialEnded
 from dftrack.study.jobs import Done, Ended, Job, Outcome, Queue, Superseded, Wait
@@ -58,6 +58,7 @@ def run_worker(work: Work, index: int, pipe: Connection) -> None:
     pipe: events go up; down comes one word, "stop", or the end of file when the parent has died. Both end the work at
     the next safe point, as SIGTERM does: the trial is released and can be taken up again.
     """
+    end_quickly()
     os.setpgrp()  # Ctrl-C is the parent's business: it tells us once
     send = _Sender(pipe)
     with catch_stop_requests() as requests:
