@@ -22,6 +22,8 @@ from dftrack.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DeviceError, Inter
 PACKAGES = ("torch", "numpy", "mlflow", "optuna", "scikit-learn", "pillow", "captum", "safetensors")
 DIFF_LIMIT = 1 << 20  # bytes of an uncommitted diff that are kept
 
+TELLTALES = {"triton", "onnx"}  # their bindings write on the screen what of them is left when Python ends
+
 CPUINFO = Path("/proc/cpuinfo")  # Linux
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -51,7 +53,12 @@ def end_quickly() -> None:
 
     Python looks three times, through half a million objects of torch and MLflow: 2.0 s instead of 0.4.
     """
-    atexit.register(gc.freeze)
+
+    def freeze() -> None:
+        if TELLTALES.isdisjoint(sys.modules):
+            gc.freeze()
+
+    atexit.register(freeze)
 
 
 def pick_device(wanted: str) -> str:
