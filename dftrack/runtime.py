@@ -52,13 +52,18 @@ def end_quickly() -> None:
     """Nothing is looked through for rubbish when this process ends: the kernel takes its memory as a whole.
 
     Python looks three times, through half a million objects of torch and MLflow: 2.0 s instead of 0.4.
+    Databases are closed before, so that no write-ahead log is left beside them.
     """
+    atexit.register(_close_databases_and_freeze)
 
-    def freeze() -> None:
-        if TELLTALES.isdisjoint(sys.modules):
-            gc.freeze()
 
-    atexit.register(freeze)
+def _close_databases_and_freeze() -> None:
+    if not TELLTALES.isdisjoint(sys.modules):
+        return
+    if sqlalchemy := sys.modules.get("sqlalchemy"):  # MLflow keeps its engines to itself
+        for engine in [thing for thing in gc.get_objects() if type(thing) is sqlalchemy.Engine]:
+            engine.dispose()
+    gc.freeze()
 
 
 def pick_device(wanted: str) -> str:

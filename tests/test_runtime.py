@@ -26,6 +26,18 @@ def test_a_process_that_ends_quickly_looks_for_rubbish_only_where_a_library_woul
     assert not done.stderr
 
 
+def test_a_process_that_ends_quickly_leaves_no_log_beside_its_database(tmp_path: Path) -> None:
+    database = tmp_path / "some.db"
+    code = (
+        "import gc, sqlalchemy; from dftrack.runtime import end_quickly; end_quickly()\n"
+        f"engine = sqlalchemy.create_engine('sqlite:///{database}'); engine.itself = engine\n"
+        "with engine.begin() as session:\n"
+        "    session.exec_driver_sql('pragma journal_mode=wal'); session.exec_driver_sql('create table t (x)')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.db"]
+
+
 def test_without_cuda_auto_is_the_cpu_and_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == "cpu"
