@@ -7,13 +7,16 @@ from dftrack.data.pictures import encode_jpeg
 from dftrack.document import Block, Card, Cards, Heading, Words
 from dftrack.learning import calibration
 from dftrack.learning.assessment import Assessment, SplitAssessment
-from dftrack.learning.explain import Example, choose_examples, gradcam_rows
+from dftrack.learning.explain import Example, Kind, choose_examples, gradcam_rows
 from dftrack.learning.figures import PanelRow, photo_and_heat
 from dftrack.learning.model import FaceCNN
 from dftrack.learning.trust import marked
 
 PER_KIND = 12  # missed fakes of a split, and false alarms
-MISSES = {"missed fake": "Fakes that were taken for real", "false alarm": "Real faces that were taken for fake"}
+MISSES: dict[Kind, str] = {
+    "missed fake": "Fakes that were taken for real",
+    "false alarm": "Real faces that were taken for fake",
+}
 
 
 def gallery(model: FaceCNN, splits: Sequence[Split], assessment: Assessment) -> list[Block]:
@@ -32,8 +35,8 @@ def gallery(model: FaceCNN, splits: Sequence[Split], assessment: Assessment) -> 
 
 def _of_split(model: FaceCNN, split: Split, found: SplitAssessment, temperature: float | None) -> list[Block]:
     threshold = found.report.threshold
-    examples = choose_examples(found.predictions, PER_KIND, threshold)
-    rows = gradcam_rows(model, split, found.predictions, per_kind=PER_KIND, threshold=threshold)
+    examples = choose_examples(found.predictions, PER_KIND, threshold, tuple(MISSES))
+    rows = gradcam_rows(model, split, found.predictions, per_kind=PER_KIND, threshold=threshold, kinds=tuple(MISSES))
     (_, alarms), (missed, _) = found.report.confusion
     counts = {"missed fake": missed, "false alarm": alarms}
     totals = {"missed fake": sum(found.report.confusion[1]), "false alarm": sum(found.report.confusion[0])}

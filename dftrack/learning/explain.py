@@ -4,7 +4,8 @@ A map shows where evidence for a class was found, not whether the class is right
 """
 
 import contextlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -126,8 +127,13 @@ class Example:
     score: float  # P(fake)
 
 
-def choose_examples(predictions: Predictions, per_kind: int = 2, threshold: float = DEFAULT_THRESHOLD) -> list[Example]:
-    """The surest hits and the worst misses of both classes: up to `per_kind` of each of KINDS, in that order.
+def choose_examples(
+    predictions: Predictions,
+    per_kind: int = 2,
+    threshold: float = DEFAULT_THRESHOLD,
+    kinds: Sequence[Kind] = KINDS,
+) -> list[Example]:
+    """The surest hits and the worst misses of both classes: up to `per_kind` of each of `kinds`, in that order.
 
     Surest and worst alike are farthest from the threshold on their side; equal scores go by name, so that the choice
     depends on nothing else. Fewer where there are fewer; pictures whose score is not finite are never chosen.
@@ -141,7 +147,7 @@ def choose_examples(predictions: Predictions, per_kind: int = 2, threshold: floa
         "false alarm": ~fake & called_fake,
     }
     chosen = []
-    for kind in KINDS:
+    for kind in kinds:
         sign = -1 if kind in ("caught fake", "false alarm") else 1  # high scores first, or low ones
         places = np.flatnonzero(of_kind[kind] & np.isfinite(predictions.scores)).tolist()
         places.sort(key=lambda i: (sign * predictions.scores[i], predictions.names[i]))
@@ -153,7 +159,13 @@ def choose_examples(predictions: Predictions, per_kind: int = 2, threshold: floa
 
 
 def gradcam_rows(
-    model: FaceCNN, split: Split, predictions: Predictions, *, per_kind: int = 2, threshold: float = DEFAULT_THRESHOLD
+    model: FaceCNN,
+    split: Split,
+    predictions: Predictions,
+    *,
+    per_kind: int = 2,
+    threshold: float = DEFAULT_THRESHOLD,
+    kinds: Sequence[Kind] = KINDS,
 ) -> list[PanelRow]:
     """The rows of a Grad-CAM panel for `choose_examples`: each picture with the places that speak for "fake".
 
@@ -163,16 +175,22 @@ def gradcam_rows(
     """
     if predictions.names != split.names:
         raise ExplanationError(f"the predictions on {predictions.split} are not those of the pictures of {split.name}")
+    examples = choose_examples(predictions, per_kind, threshold, kinds)
+    if not examples:
+        return []
+    photos = read_rows(split.pixels, [example.index for example in examples])
+    maps = _maps_of_fake(model, photos)
     rows = []
-    for example in choose_examples(predictions, per_kind, threshold):
-        mask = split.masks[example.index]
-        (photo,) = read_rows(split.pixels, [example.index])
-        row = gradcam_row(model, photo, name=example.name, score=example.score, threshold=threshold)
-        known = None
+    for place, example in enumerate(examples):
+        mask, known = split.masks[example.index], None
         if mask and example.label == FAKE:
             with contextlib.suppress(DataError):  # a mask that cannot be read: the picture is shown without
-                known = read_mask(mask, row.photo.shape[0])
-        rows.append(replace(row, label=example.label, mask=known))
+                known = read_mask(mask, photos.shape[1])
+        row = PanelRow(
+            photo=photos[place], heat=maps.heat[place], flat=bool(maps.flat[place]), target=FAKE, mask=known,
+            name=example.name, label=example.label, score=example.score, threshold=threshold,
+        )  # fmt: skip
+        rows.append(row)
     return rows
 
 
@@ -190,12 +208,16 @@ def gradcam_row(
     """
     if score is None:
         raise ExplanationError(f"{name} has no score, so there is no decision to explain")
-    images = normalise(torch.from_numpy(np.array(pixels[None])).to(next(model.parameters()).device))
-    maps = heat_maps(model, images, FAKE)
+    maps = _maps_of_fake(model, np.array(pixels[None]))
     return PanelRow(
         photo=pixels, heat=maps.heat[0], flat=bool(maps.flat[0]), target=FAKE,
         name=name, label=None, score=score, threshold=threshold,
     )  # fmt: skip
+
+
+def _maps_of_fake(model: FaceCNN, pixels: NDArray[np.uint8]) -> HeatMaps:
+    """The maps of (n, S, S, 3) pictures for "fake"."""
+    return heat_maps(model, normalise(torch.from_numpy(pixels).to(next(model.parameters()).device)), FAKE)
 
 
 def read_mask(path: Path, size: int) -> NDArray[np.bool_]:
