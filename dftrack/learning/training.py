@@ -116,7 +116,7 @@ def _one_pass(state: State, batches: Batches, config: TrainConfig) -> Iterator[S
     steps, first = len(batches), state.step
     began, before = time.perf_counter(), state.seconds
     for batch in batches.epoch(state.epoch, skip=first):
-        torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))  # dropout's draw
+        _seed(_step_seed(config.seed, state.epoch, state.step), batches.device)  # dropout's draw
         loss = _train_step(state, batch)
         if batches.device == "cpu" and state.step == first:
             tune_allocator()  # now: what lasts (weights, gradients, moments) lies in blocks outside the heap
@@ -194,6 +194,13 @@ def _epoch_metrics(state: State, batches: Batches, predictions: Predictions) -> 
         "time/images_per_second": batches.images / state.seconds,
         "train/learning_rate": float(state.optimizer.param_groups[0]["lr"]),
     }
+
+
+def _seed(seed: int, device: str) -> None:
+    """`torch.manual_seed` for one device. Without a card that one notes down the call stack each time: 0.7 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device != "cpu":
+        torch.cuda.manual_seed(seed)
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
