@@ -179,7 +179,7 @@ def gradcam_rows(
     if not examples:
         return []
     photos = read_rows(split.pixels, [example.index for example in examples])
-    maps = _maps_of_fake(model, photos)
+    maps = maps_of_fake(model, photos)
     rows = []
     for place, example in enumerate(examples):
         mask, known = split.masks[example.index], None
@@ -208,15 +208,15 @@ def gradcam_row(
     """
     if score is None:
         raise ExplanationError(f"{name} has no score, so there is no decision to explain")
-    maps = _maps_of_fake(model, np.array(pixels[None]))
+    maps = maps_of_fake(model, np.array(pixels[None]))
     return PanelRow(
         photo=pixels, heat=maps.heat[0], flat=bool(maps.flat[0]), target=FAKE,
         name=name, label=None, score=score, threshold=threshold,
     )  # fmt: skip
 
 
-def _maps_of_fake(model: FaceCNN, pixels: NDArray[np.uint8]) -> HeatMaps:
-    """The maps of (n, S, S, 3) pictures for "fake"."""
+def maps_of_fake(model: FaceCNN, pixels: NDArray[np.uint8]) -> HeatMaps:
+    """The maps of (n, S, S, 3) uint8 pictures for "fake"."""
     return heat_maps(model, normalise(torch.from_numpy(pixels).to(next(model.parameters()).device)), FAKE)
 
 

@@ -18,7 +18,7 @@ from dftrack.data.cache import Split
 from dftrack.data.pixel_file import read_rows
 from dftrack.errors import DataError
 from dftrack.learning.evaluation import Predictions
-from dftrack.learning.explain import HeatMaps, heat_maps, read_mask
+from dftrack.learning.explain import HeatMaps, heat_maps, maps_of_fake, read_mask
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, REAL
 from dftrack.learning.model import FaceCNN, normalise
 
@@ -208,8 +208,8 @@ def _agreement_on(model: FaceCNN, split: Split, places: NDArray[np.int64]) -> Ma
                 masks[place] = read_mask(mask, size)
     if not masks:
         return mask_agreement(np.empty((0, size, size), np.float32), np.empty((0, size, size), bool))
-    images = normalise(torch.from_numpy(read_rows(split.pixels, list(masks))).to(next(model.parameters()).device))
-    return mask_agreement(heat_maps(model, images, FAKE).heat, np.stack(list(masks.values())))
+    maps = maps_of_fake(model, read_rows(split.pixels, list(masks)))
+    return mask_agreement(maps.heat, np.stack(list(masks.values())))
 
 
 def _check_masks(right: MaskAgreement) -> Check:
