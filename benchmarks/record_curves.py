@@ -1,7 +1,7 @@
 """Whole validation curves of many settings, for `replay_halving.py`: what a search without pruning would have seen.
 
 Run: python benchmarks/record_curves.py STORE OUT.json [--sampler random|tpe] [--seed N] [--data sample] [--settings 36]
-[--size 32]. Settings are drawn from the default study's space as `dftrack study` without pruning draws them (the
+[--size 32] [--precision fp32|bf16]. Settings are drawn from the default study's space as `dftrack study` without pruning draws them (the
 baseline first); each is trained for all its epochs with `train.seed` N, and its val AUC kept by epoch.
 Stopped and started again it goes on where it was.
 """
@@ -36,9 +36,15 @@ def main(asked: argparse.Namespace) -> None:
     whole = dataclasses.replace(
         read_study(find_study_file("default")), sampler=asked.sampler, seed=asked.seed, pruning=None
     )
-    fixed = {"data.source": asked.data, "data.image_size": asked.size, "train.seed": asked.seed}
+    fixed = {
+        "data.source": asked.data, "data.image_size": asked.size,
+        "train.seed": asked.seed, "train.precision": asked.precision,
+    }  # fmt: skip
     data = open_data(vary(Config(), fixed).data, asked.store)
-    how = {"image_size": asked.size, "data_digest": data.digest, "sampler": asked.sampler, "seed": asked.seed}
+    how = {
+        "image_size": asked.size, "precision": asked.precision, "data_digest": data.digest,
+        "sampler": asked.sampler, "seed": asked.seed,
+    }  # fmt: skip
     known = json.loads(out.read_text())["trials"] if out.exists() else []
     for number in range(len(known), asked.settings):
         began = time.monotonic()
@@ -64,11 +70,11 @@ def next_setting(study: StudyDefinition, known: list[dict]) -> dict:  # type: ig
 
 
 def curve_of(config: Config, data: DataSet, trained: Callable[[FaceCNN], object] = lambda model: None) -> list[float]:
-    """Val AUC after each epoch. `trained` is shown the model at the end."""
+    """Val AUC after each epoch, in the precision of `config`, which is named. `trained` is shown the model at the end."""
     torch.manual_seed(config.train.seed)
     train = data.splits["train"]
     model = build_model(config.model, data.image_size)
-    state = new_state(model, config.train, images=len(train.labels), precision="fp32", device="cpu")
+    state = new_state(model, config.train, images=len(train.labels), precision=config.train.precision, device="cpu")
     batches = Batches(train, batch_size=config.train.batch_size, seed=config.train.seed)
     curve: list[float] = []
     with suppress(NonFiniteError):
@@ -89,4 +95,5 @@ if __name__ == "__main__":
     words.add_argument("--data", default="sample")
     words.add_argument("--settings", type=int, default=36)
     words.add_argument("--size", type=int, default=32)
+    words.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     main(words.parse_args())

@@ -30,7 +30,7 @@ def main(asked: argparse.Namespace) -> None:
     out = again_file(asked.curves)
     seeds = [told.get("seed", 0) + 1 + index for index in range(asked.seeds)]
     found = json.loads(out.read_text())["settings"] if out.exists() else {}
-    fixed = {"data.image_size": told["image_size"]}
+    fixed = {"data.image_size": told["image_size"], "train.precision": told.get("precision", "fp32")}
     data = open_data(vary(Config(), fixed).data, asked.store)
     assert data.digest == told.get("data_digest", data.digest), "the curves are of other data"
     test = data.splits["test-dev"]
