@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from dftrack.config import ModelConfig
 from dftrack.data.cache import Split
@@ -71,7 +72,7 @@ def trained(split: Split) -> FaceCNN:
 
 
 def test_a_network_that_sees_the_forgery_passes_and_its_heat_lies_on_the_mask(trained: FaceCNN, split: Split) -> None:
-    found = examine(trained, split, predict(trained, split))
+    [found] = examine(trained, [split], [predict(trained, split)])
     assert found.warnings == (), [check for check in found.checks if not check.passed]
     assert [check.name for check in found.checks] == [
         "better than chance", "random weights", "other class", "heat on the forged area",
@@ -82,7 +83,7 @@ def test_a_network_that_sees_the_forgery_passes_and_its_heat_lies_on_the_mask(tr
 
 def test_random_weights_are_marked(trained: FaceCNN, split: Split) -> None:
     stranger = randomised(trained, seed=5)
-    found = examine(stranger, split, predict(stranger, split))
+    [found] = examine(stranger, [split], [predict(stranger, split)])
     assert any("no better than chance" in warning or "than chance" in warning for warning in found.warnings), found
 
 
@@ -95,7 +96,7 @@ def test_maps_that_ignore_the_weights_or_the_class_are_marked(
         return HeatMaps(heat / heat.max(), none, none.astype(np.float32), none.astype(np.int64))
 
     monkeypatch.setattr("dftrack.learning.trust.heat_maps", brightness)
-    random_weights, other_class = check_maps(trained, split.pixels[:12])
+    [[random_weights, other_class]] = check_maps(trained, [split.pixels[:12]])
     assert random_weights.value == pytest.approx(1.0) and random_weights.passed is False
     assert other_class.value == pytest.approx(1.0) and other_class.passed is False
     assert "random weights give the same maps" in random_weights.warning
@@ -116,11 +117,11 @@ def test_the_random_weights_are_drawn_several_times_and_a_map_inside_out_is_the_
         return HeatMaps(heat, none, none.astype(np.float32), none.astype(np.int64))
 
     monkeypatch.setattr("dftrack.learning.trust.heat_maps", maps)
-    check, _ = check_maps(trained, split.pixels[:12])
+    [[check, _]] = check_maps(trained, [split.pixels[:12]])
     assert (check.draws, check.passed, check.value) == (5, False, pytest.approx(1.0)), "three of five draws are alike"
     alike = {3: own}
     calls[0] = 0
-    check, _ = check_maps(trained, split.pixels[:12])
+    [[check, _]] = check_maps(trained, [split.pixels[:12]])
     assert (check.draws, check.passed) == (5, True), "one of five is no verdict"
 
 
@@ -217,7 +218,7 @@ def test_flat_maps_and_masks_without_an_inside_are_left_out_and_counted() -> Non
 def test_a_split_without_masks_or_pictures_is_examined_as_far_as_it_goes(trained: FaceCNN, split: Split) -> None:
     few, columns = 4, (split.names[:4], split.groups[:4], split.paths[:4], (None,) * 4)
     bare = Split("test", split.pixels[:few], split.labels[:few], *columns)
-    found = examine(trained, bare, predict(trained, bare))
+    [found] = examine(trained, [bare], [predict(trained, bare)])
     assert found.right.n == found.wrong.n == 0
     assert all(check.passed is None for check in found.checks), f"fewer than {FEWEST} pictures allow no verdict"
     assert found.warnings == ()
@@ -232,6 +233,31 @@ def test_similarity_leaves_out_flat_maps_and_is_one_for_the_same_map() -> None:
     assert similarity(maps, upside_down) == pytest.approx([-1, -1])
 
 
+def test_similarity_is_spearmans_correlation_with_ties_shared() -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.integers(0, 9, (2, 4, 7, 7)).astype(np.float32)
+    shown = np.zeros(4, bool)
+    one, two = (HeatMaps(heat, shown, shown.astype(np.float32), shown.astype(np.int64)) for heat in (first, second))
+    expected = [stats.spearmanr(a, b, axis=None).statistic for a, b in zip(first, second, strict=True)]
+    assert similarity(one, two) == pytest.approx(expected, abs=1e-12)
+
+
+def test_splits_are_examined_together_as_each_alone_and_one_without_pictures_has_no_maps(
+    trained: FaceCNN, split: Split
+) -> None:
+    half = dataclasses.replace(
+        split, pixels=split.pixels[::2], labels=split.labels[::2], names=split.names[::2], groups=split.groups[::2],
+        paths=split.paths[::2], masks=split.masks[::2],
+    )  # fmt: skip
+    splits = [split, half]
+    together = examine(trained, splits, [predict(trained, each) for each in splits])
+    assert together == [examine(trained, [each], [predict(trained, each)])[0] for each in splits]
+    assert together[0] != together[1]
+    pictures = [split.pixels[:9], split.pixels[:0], split.pixels[9:20]]
+    first, none, last = check_maps(trained, pictures)
+    assert none == [] and [first, last] == [check_maps(trained, [pixels])[0] for pixels in pictures[::2]]
+
+
 def test_the_mark_on_a_picture_is_one_line() -> None:
     assert marked(()) == ""
     assert marked(["a"]) == "a"
@@ -240,5 +266,5 @@ def test_the_mark_on_a_picture_is_one_line() -> None:
 
 def test_a_mask_that_is_gone_is_no_mask_and_ends_nothing(trained: FaceCNN, split: Split, tmp_path: Path) -> None:
     gone = dataclasses.replace(split, masks=tuple(mask and tmp_path / "gone.png" for mask in split.masks))
-    found = examine(trained, gone, predict(trained, gone))
+    [found] = examine(trained, [gone], [predict(trained, gone)])
     assert found.right.n == 0 and found.wrong.n == 0

@@ -135,10 +135,12 @@ def assess(
 
     robust_on: the split to damage ("": none). Raises MetricError if a score is not finite.
     """
+    progress("checking the heat maps", 0, 1)
+    trusts = examine(model, splits, predictions, threshold=threshold)
     assessed: list[SplitAssessment] = []
-    for split, found in zip(splits, predictions, strict=True):
+    for split, found, trust in zip(splits, predictions, trusts, strict=True):
         progress(f"assessing {split.name}", len(assessed), len(splits))
-        assessed.append(assess_split(model, split, found, chosen, threshold))
+        assessed.append(assess_split(split, found, chosen, trust, threshold))
     damaged = next((split for split in splits if split.name == robust_on), None)
     return Assessment(
         chosen=chosen,
@@ -149,7 +151,7 @@ def assess(
 
 
 def assess_split(
-    model: FaceCNN, split: Split, predictions: Predictions, chosen: Chosen, threshold: float = DEFAULT_THRESHOLD
+    split: Split, predictions: Predictions, chosen: Chosen, trust: Trust, threshold: float = DEFAULT_THRESHOLD
 ) -> SplitAssessment:
     """All that is said of one split."""
     slices = slice_table(predictions, _traits(split), threshold)
@@ -161,7 +163,7 @@ def assess_split(
         operating=_operating_points(predictions, chosen, threshold),
         slices=slices,
         worst=worst(slices),
-        trust=examine(model, split, predictions, threshold=threshold),
+        trust=trust,
     )
 
 

@@ -83,24 +83,40 @@ class Trust:
 
 
 def examine(
-    model: FaceCNN, split: Split, predictions: Predictions, *, threshold: float = DEFAULT_THRESHOLD, seed: int = 0
-) -> Trust:
-    """Run every check on a seeded choice of pictures of `split`; `predictions` are the model's on it.
+    model: FaceCNN,
+    splits: Sequence[Split],
+    predictions: Sequence[Predictions],
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    seed: int = 0,
+) -> list[Trust]:
+    """Run every check on a seeded choice of pictures of each split; `predictions` are the model's on it.
 
-    Masks are looked at for fakes only, caught and missed ones apart, as far as the split has masks.
+    Masks are looked at for fakes only, caught and missed ones apart, as far as a split has masks.
     """
-    rng = np.random.default_rng(seed)
-    some = np.sort(rng.permutation(len(predictions))[:PICTURES])
-    checks = [check_skill(predictions)]
-    if len(some):
-        checks += check_maps(model, read_rows(split.pixels, some), seed=seed)
+    draws = [np.random.default_rng(seed) for _ in splits]
+    some = [np.sort(rng.permutation(len(found))[:PICTURES]) for rng, found in zip(draws, predictions, strict=True)]
+    maps = check_maps(model, [read_rows(split.pixels, rows) for split, rows in zip(splits, some, strict=True)], seed)
+    return [
+        _examine(model, split, found, checks, threshold, rng)
+        for split, found, checks, rng in zip(splits, predictions, maps, draws, strict=True)
+    ]
+
+
+def _examine(
+    model: FaceCNN,
+    split: Split,
+    predictions: Predictions,
+    maps: list[Check],
+    threshold: float,
+    rng: np.random.Generator,
+) -> Trust:
     fakes = np.array([i for i in np.flatnonzero(predictions.labels == FAKE) if split.masks[i]], dtype=int)
     caught = predictions.scores[fakes] >= threshold
     groups = (rng.permutation(fakes[caught])[:PICTURES], rng.permutation(fakes[~caught])[:PICTURES])
     right, wrong = (_agreement_on(model, split, np.sort(group)) for group in groups)
-    if right.p_value is not None:
-        checks.append(_check_masks(right))
-    return Trust(checks=tuple(checks), right=right, wrong=wrong)
+    masks = [_check_masks(right)] if right.p_value is not None else []
+    return Trust(checks=(check_skill(predictions), *maps, *masks), right=right, wrong=wrong)
 
 
 def check_skill(predictions: Predictions) -> Check:
@@ -124,23 +140,55 @@ def _group_means(predictions: Predictions, label: int) -> NDArray[np.float64]:
     return np.bincount(group, weights=predictions.scores[of]) / np.bincount(group)
 
 
-def check_maps(model: FaceCNN, pixels: NDArray[np.uint8], *, target: int = FAKE, seed: int = 0) -> list[Check]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """Heat maps as `similarity` compares them."""
+
+    ranks: NDArray[np.float64]  # (n, S * S), about their mean and of length 1: a product of two is their correlation
+    flat: NDArray[np.bool_]  # (n,)
+
+
+def _rank(maps: HeatMaps) -> _Ranked:
+    ranks = stats.rankdata(maps.heat.reshape(len(maps.heat), -1), axis=1)
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    return _Ranked(ranks / np.maximum(np.linalg.norm(ranks, axis=1, keepdims=True), 1e-300), maps.flat)
+
+
+def similarity(first: HeatMaps, second: HeatMaps) -> NDArray[np.float64]:
+    """Spearman correlation in [-1, 1] of the two maps of each picture, (m,); pictures with a flat map are left out."""
+    return _similarity(_rank(first), _rank(second))
+
+
+def _similarity(first: _Ranked, second: _Ranked) -> NDArray[np.float64]:
+    both = ~first.flat & ~second.flat
+    return np.asarray((first.ranks[both] * second.ranks[both]).sum(axis=1))
+
+
+def check_maps(
+    model: FaceCNN, pictures: Sequence[NDArray[np.uint8]], seed: int = 0, *, target: int = FAKE
+) -> list[list[Check]]:
     """Do the maps change when the weights are drawn anew, and when the other class is asked for?
 
-    pixels: (n, S, S, 3) uint8. Each check's value is the mean Spearman correlation of the two maps over the pictures
-    where both point somewhere: 1 = the same map. For random weights it is the median over DRAWS draws, without sign: a
-    map turned inside out is the same map. Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
+    pictures: of each split (n, S, S, 3) uint8; of no pictures, no checks. A check's value is the mean Spearman
+    correlation of the two maps over the pictures where both point somewhere: 1 = the same map. For random weights it
+    is the median over DRAWS draws, without sign: a map turned inside out is the same map. A draw serves all splits.
+    Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
     """
-    images = normalise(torch.from_numpy(pixels).to(next(model.parameters()).device))
-    maps = heat_maps(model, images, target)
-    others = heat_maps(model, images, REAL if target == FAKE else FAKE)
-    return [
-        _compare_with_strangers(maps, [heat_maps(randomised(model, seed + k), images, target) for k in range(DRAWS)]),
-        _compare(
-            "other class", maps, others, SAME_FOR_BOTH_CLASSES,
-            "not to be trusted: the maps for real and fake are the same",
-        ),
-    ]  # fmt: skip
+    device = next(model.parameters()).device
+    images = [normalise(torch.from_numpy(pixels).to(device)) for pixels in pictures if len(pixels)]
+    maps = [_rank(heat_maps(model, batch, target)) for batch in images]
+    other_class = _likeness(model, images, REAL if target == FAKE else FAKE, maps)
+    strangers = [_likeness(randomised(model, seed + draw), images, target, maps) for draw in range(DRAWS)]
+    found = zip(*strangers, other_class, strict=True)
+    checks = [[_check_weights(draws), _check_class(alike)] for *draws, alike in found]
+    return [checks.pop(0) if len(pixels) else [] for pixels in pictures]
+
+
+def _likeness(
+    model: FaceCNN, images: Sequence[torch.Tensor], target: int, maps: Sequence[_Ranked]
+) -> list[NDArray[np.float64]]:
+    """`similarity` of the maps that `model` gives of each split's images, and `maps`."""
+    return [_similarity(_rank(heat_maps(model, batch, target)), own) for batch, own in zip(images, maps, strict=True)]
 
 
 def randomised(model: FaceCNN, seed: int) -> FaceCNN:
@@ -153,12 +201,6 @@ def randomised(model: FaceCNN, seed: int) -> FaceCNN:
             if isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 part.reset_parameters()
     return stranger.to(device)
-
-
-def similarity(first: HeatMaps, second: HeatMaps) -> NDArray[np.float64]:
-    """Spearman correlation in [-1, 1] of the two maps of each picture, (m,); pictures with a flat map are left out."""
-    both = np.flatnonzero(~first.flat & ~second.flat)
-    return np.array([stats.spearmanr(first.heat[i], second.heat[i], axis=None).statistic for i in both], dtype=float)
 
 
 def mask_agreement(heat: NDArray[np.float32], masks: NDArray[np.bool_]) -> MaskAgreement:
@@ -218,21 +260,21 @@ def _check_masks(right: MaskAgreement) -> Check:
     return Check("heat on the forged area", right.p_value, SURE, right.n, passed, warning)
 
 
-def _compare(name: str, maps: HeatMaps, others: HeatMaps, limit: float, warning: str) -> Check:
-    alike = similarity(maps, others)
+def _check_class(alike: NDArray[np.float64]) -> Check:
+    warning = "not to be trusted: the maps for real and fake are the same"
     if len(alike) < FEWEST:
-        return Check(name, None, limit, len(alike), None, warning)
+        return Check("other class", None, SAME_FOR_BOTH_CLASSES, len(alike), None, warning)
     value = float(alike.mean())
-    return Check(name, value, limit, len(alike), value < limit, warning)
+    return Check("other class", value, SAME_FOR_BOTH_CLASSES, len(alike), value < SAME_FOR_BOTH_CLASSES, warning)
 
 
-def _compare_with_strangers(maps: HeatMaps, strangers: Sequence[HeatMaps]) -> Check:
+def _check_weights(draws: Sequence[NDArray[np.float64]]) -> Check:
     """No verdict unless most draws leave enough pictures with both maps."""
-    alike = [found for stranger in strangers if len(found := similarity(maps, stranger)) >= FEWEST]
+    alike = [found for found in draws if len(found) >= FEWEST]
     name, limit = "random weights", SAME_WITH_RANDOM_WEIGHTS
     warning = "not to be trusted: random weights give the same maps"
-    if 2 * len(alike) <= len(strangers):
-        return Check(name, None, limit, 0, None, warning, len(strangers))
+    if 2 * len(alike) <= len(draws):
+        return Check(name, None, limit, 0, None, warning, len(draws))
     value = float(np.median([abs(found.mean()) for found in alike]))
     return Check(name, value, limit, min(map(len, alike)), value < limit, warning, len(alike))
 
