@@ -187,9 +187,10 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock at `path`; while another process does, `waiting` is called again and again, and may raise."""
     lock = FileLock(path)
     while not lock.is_locked:
-        waiting()
-        with suppress(Timeout):
+        try:
             lock.acquire(timeout=0.5)
+        except Timeout:
+            waiting()
     try:
         yield
     finally:

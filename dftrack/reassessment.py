@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from dftrack.config import DataConfig, Leaks, Value
 from dftrack.data.cache import DataSet, open_data, open_for_judging
-from dftrack.data.identity import identities, kept_identities
+from dftrack.data.identity import identities, identities_place, kept_identities
 from dftrack.data.sources import find_pictures
 from dftrack.data_place import data_source_of
 from dftrack.errors import DataError, SettingError, StoreError
@@ -209,7 +209,7 @@ def _known(own: str, data: DataSet, judged: Sequence[_Judged], store: Path, prog
         listing = find_pictures(own, store)
     except DataError:
         return None
-    of = kept_identities(listing.pictures, store, progress)
+    of = kept_identities(identities_place(store, listing.pictures), listing.pictures, {}, progress)
     train, val = (
         {of[p.name].pixels for p in listing.pictures if p.split == split and p.name in of} for split in ("train", "val")
     )

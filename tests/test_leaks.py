@@ -105,16 +105,20 @@ def test_the_same_files_are_decoded_once_to_find_equal_ones_and_a_damaged_memory
     faces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, home = read_folder(faces).pictures, faces.parent / "home"
-    first = identity.kept_identities(pictures, home)
+
+    def kept() -> dict[str, identity.Identity]:
+        return identity.kept_identities(identity.identities_place(home, pictures), pictures, {})
+
+    first = kept()
     assert first.keys() == {picture.name for picture in pictures}
     with monkeypatch.context() as patched:
         patched.setattr(identity, "decode", lambda *_: pytest.fail("decoded again"))
-        assert identity.kept_identities(pictures, home) == first
+        assert kept() == first
     [place] = (home / "cache").glob("identities-*.json")
     place.write_text(place.read_text().replace(first[pictures[0].name].pixels, "0" * 32))
-    assert identity.kept_identities(pictures, home) == first
+    assert kept() == first
     pictures[0].path.write_bytes(pictures[1].path.read_bytes())
-    changed = identity.kept_identities(pictures, home)
+    changed = kept()
     assert changed[pictures[0].name] == changed[pictures[1].name]
 
 

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dftrack.config import DataConfig
 from dftrack.data import sample
+from dftrack.data.ahead import sample_ahead
+from dftrack.data.cache import open_data
 from dftrack.data.folder import Listing, read_folder
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
@@ -186,15 +189,19 @@ def test_processes_that_start_at_once_share_one_sample(tmp_path: Path) -> None:
     assert sum("built" in words for words in outputs) == 1, f"built more than once: {outputs}"
 
 
-def test_another_process_makes_the_sample_ahead_of_who_wants_it(tmp_path: Path) -> None:
-    with sample.sample_ahead(tmp_path):
+def test_another_process_makes_and_decodes_the_sample_ahead_of_who_wants_it(tmp_path: Path) -> None:
+    with sample_ahead(DataConfig(), tmp_path):
         while not list(tmp_path.glob("data/.sample-*.tmp/train/real/*.jpg")):
             time.sleep(0.02)
         said: list[tuple[str, int, int]] = []
         place = sample.make_sample(tmp_path, lambda *words: said.append(words))
-    assert {words[0] for words in said} == {"waiting for another process that makes the sample"}
-    assert len(read_folder(place).pictures) == 2_440
-    with sample.sample_ahead(tmp_path / "new"):
+        assert {words[0] for words in said} == {"waiting for another process that makes the sample"}
+        assert len(read_folder(place).pictures) == 2_440
+        while not list(tmp_path.glob("cache/*/index.json")):
+            time.sleep(0.02)
+        open_data(DataConfig(), tmp_path, lambda *words: said.append(words))
+    assert not [words for words in said if words[0].startswith("decoding")], "it was decoded already"
+    with sample_ahead(DataConfig(), tmp_path / "new"):
         while not list((tmp_path / "new").glob("data/.sample-*.tmp")):
             time.sleep(0.02)
     left = [path for path in (tmp_path / "new" / "data").iterdir() if path.is_dir()]

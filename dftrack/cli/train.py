@@ -124,11 +124,11 @@ def _configure(shorthand: "dict[str, Value]", settings: list[str]) -> "Config":
 
 
 def _data_ahead(config: "Config", store: Path) -> AbstractContextManager[None]:
-    """The sample is made, where it is wanted and missing, while torch and MLflow are imported."""
+    """The sample is made and decoded, where it is wanted and missing, while torch and MLflow are imported."""
     from dftrack.config import BASELINE_DATA
-    from dftrack.data.sample import sample_ahead
+    from dftrack.data.ahead import sample_ahead
 
-    return sample_ahead(store.expanduser()) if config.data.source == BASELINE_DATA else nullcontext()
+    return sample_ahead(config.data, store.expanduser()) if config.data.source == BASELINE_DATA else nullcontext()
 
 
 def _run(config: "Config", store: Path) -> "Result":

@@ -4,7 +4,7 @@ A leak between train and val, train and test or val and test flatters the result
 each other (one may be a damaged copy of another), and a real picture and its fake may well look alike within a split.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -39,7 +39,7 @@ from dftrack.data.findings import (
     twins_of,
 )
 from dftrack.data.folder import Listing, Picture, Progress, side
-from dftrack.data.identity import Identity, identities
+from dftrack.data.identity import Identity, named_identities
 from dftrack.data.look import THUMB, Traits, look_at
 from dftrack.data.parallel import spread
 from dftrack.data.pictures import decode
@@ -47,6 +47,8 @@ from dftrack.data.shortcuts import Rows, Shortcut, probe
 
 MOST = 10_000  # pictures of train, and of val, given to the shortcut probe
 QUICK_TRAIN, QUICK_VAL = 2000, 1000  # the same in the short form
+
+Identify = Callable[[Sequence[Picture], Mapping[str, Identity], Progress | None], Mapping[str, Identity]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,19 +75,19 @@ def audit(
     *,
     thorough: bool,
     progress: Progress | None = None,
-    known: Mapping[str, Identity] | None = None,
+    identify: Identify = named_identities,
 ) -> Audit:
     """Look for what is wrong with the pictures of `listing`.
 
     thorough: read every file once, on all cores, and compare all pictures; time and memory (2 kB for each picture)
     grow with their number. Otherwise the short form for every run: names, equal pictures, and the probe on a few.
     progress: told (what, done, total).
-    known: name -> identity of the readable pictures for the short form, if they are known; else all are decoded.
+    identify: gives the short form the identities of all pictures, from those of the pictures that the probe read.
     """
     pictures = listing.pictures
     probed = _drawn(pictures, *((MOST, MOST) if thorough else (QUICK_TRAIN, QUICK_VAL)))
-    seen = _see(pictures if thorough else probed, {picture.name for picture in probed}, progress)
-    equal = seen.identities if thorough else known if known is not None else _identities(pictures, progress)
+    seen = _see(pictures if thorough else probed, {picture.name for picture in probed}, progress, thumbs=thorough)
+    equal = seen.identities if thorough else identify(pictures, seen.identities, progress)
     same = _equal_across(pictures, equal)
     copies = [pair for pair in same if equal[pair.first].content == equal[pair.second].content]
     saved_anew = [pair for pair in same if equal[pair.first].content != equal[pair.second].content]
@@ -125,20 +127,21 @@ class _Seen:
     """What is kept of the looks at some pictures."""
 
     pictures: Sequence[Picture]
-    thumbs: NDArray[np.uint8]  # (n, 32, 32), black where the file cannot be read
+    thumbs: NDArray[np.uint8]  # (n, 32, 32), black where the file cannot be read; of none, if not asked for
     unreadable: dict[str, str]  # name -> why
     identities: dict[str, Identity]  # by name
     traits: dict[str, Traits]  # of the pictures that the probe asks about
 
 
-def _see(pictures: Sequence[Picture], probed: Set[str], progress: Progress | None) -> _Seen:
-    seen = _Seen(pictures, np.zeros((len(pictures), THUMB, THUMB), np.uint8), {}, {}, {})
-    for row, (picture, look) in enumerate(zip(pictures, look_at(pictures), strict=True)):
-        if look.traits is None or look.thumb is None or look.identity is None:
+def _see(pictures: Sequence[Picture], probed: Set[str], progress: Progress | None, *, thumbs: bool) -> _Seen:
+    seen = _Seen(pictures, np.zeros((len(pictures) if thumbs else 0, THUMB, THUMB), np.uint8), {}, {}, {})
+    for row, (picture, look) in enumerate(zip(pictures, look_at(pictures, thumbs=thumbs), strict=True)):
+        if look.traits is None or look.identity is None:
             seen.unreadable[picture.name] = look.unreadable
         else:
             seen.identities[picture.name] = look.identity
-            seen.thumbs[row] = look.thumb
+            if look.thumb is not None:
+                seen.thumbs[row] = look.thumb
             if picture.name in probed:
                 seen.traits[picture.name] = look.traits
         if progress:
@@ -165,11 +168,6 @@ def _rows(probed: Sequence[Picture], split: str, seen: _Seen) -> Rows:
         np.array([picture.label for picture in readable], np.int64),
         [picture.group for picture in readable],
     )
-
-
-def _identities(pictures: Sequence[Picture], progress: Progress | None) -> dict[str, Identity]:
-    found = identities([picture.path for picture in pictures], progress)
-    return {picture.name: one for picture, one in zip(pictures, found, strict=True) if one is not None}
 
 
 # ---- comparing

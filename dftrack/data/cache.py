@@ -23,10 +23,10 @@ from dftrack.config import DataConfig
 from dftrack.data.decoding import INDEX, PIXELS, Stamp, build, stamp_of
 from dftrack.data.folder import FAKE, REAL, Listing, Picture, Progress
 from dftrack.data.leaks import Review, review
+from dftrack.data.parallel import one_process
 from dftrack.data.pixel_file import map_pixels
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
-from dftrack.files import locked
 
 FORMAT = 1  # raise it whenever the same files come out as other numbers, or the folder is laid out anew
 UNREADABLE_SHARE = 0.01  # of a split: more than this is an error
@@ -121,8 +121,7 @@ def open_listing(
     opened = _open(place)
     if opened is None:
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with locked(place.with_name(f"{place.name}.lock"), lambda: _wait(progress)):
+            with one_process(place, "decodes the same pictures", progress):
                 opened = _open(place)  # another process may have built it while this one waited
                 if opened is None:
                     build(place, listing, stamps, size, progress)
@@ -136,12 +135,6 @@ def open_listing(
     if opened is None:
         raise StoreError(f"the decoded pictures in {place} vanished while they were opened", "run it again")
     return _data_set(listing, size, opened, to_train)
-
-
-def _wait(progress: Progress | None) -> None:
-    """Tell that another process decodes the same pictures; whoever listens may raise, to stop waiting."""
-    if progress:
-        progress("waiting for another process that decodes the same pictures", 0, 1)
 
 
 # ---- reading

@@ -18,7 +18,7 @@ TRAIN_SHARE, VAL_SHARE = 0.70, 0.15  # of the groups, where the split is made he
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"})
 FOREIGN_SUFFIXES = frozenset({".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".jp2"})  # listed, to refuse by name
 
-Progress = Callable[[str, int, int], None]  # told (what is being done, done, of how many)
+Progress = Callable[[str, int, int], None]  # told (what is being done, done, of how many); may raise, to stop it
 
 _REAL = {"real", "reals", "original", "originals", "genuine", "authentic", "pristine", "bonafide", "bona-fide"}
 _FAKE = {"fake", "fakes", "deepfake", "deepfakes", "forged", "forgery", "manipulated", "synthetic"}

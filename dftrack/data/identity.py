@@ -7,7 +7,7 @@ labels, leaks and "seen in training" too. That takes a full decoding of every fi
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -50,16 +50,30 @@ def identities(paths: Sequence[Path], progress: Progress | None = None) -> list[
     return found
 
 
-def kept_identities(pictures: Sequence[Picture], home: Path, progress: Progress | None = None) -> dict[str, Identity]:
-    """Name -> identity of the readable pictures, from the file below `home` that an earlier call left, if any.
+def named_identities(
+    pictures: Sequence[Picture], seen: Mapping[str, Identity], progress: Progress | None = None
+) -> dict[str, Identity]:
+    """Name -> identity of the readable pictures; those in `seen` are known already."""
+    unseen = [picture for picture in pictures if picture.name not in seen]
+    found = identities([picture.path for picture in unseen], progress)
+    return {**seen, **{picture.name: one for picture, one in zip(unseen, found, strict=True) if one is not None}}
 
-    Believed only while no file has changed on disk. Raises StoreError if it cannot be kept.
+
+def identities_place(home: Path, pictures: Sequence[Picture]) -> Path:
+    """Where `kept_identities` of the pictures are kept below `home`: another file when one has changed on disk."""
+    return home / "cache" / f"identities-{_key(pictures)}.json"
+
+
+def kept_identities(
+    place: Path, pictures: Sequence[Picture], seen: Mapping[str, Identity], progress: Progress | None = None
+) -> dict[str, Identity]:
+    """`named_identities` from what an earlier call left in `place`, if any; `seen` must not be older than `place`.
+
+    Raises StoreError if it cannot be kept.
     """
-    place = home / "cache" / f"identities-{_key(pictures)}.json"
     if (known := _read(place)) is not None:
         return known
-    found = identities([picture.path for picture in pictures], progress)
-    named = {picture.name: one for picture, one in zip(pictures, found, strict=True) if one is not None}
+    named = named_identities(pictures, seen, progress)
     body = json.dumps({name: [one.content, one.pixels] for name, one in named.items()})
     write_text(place, f"{body}\n{sha256(body.encode()).hexdigest()}")
     return named

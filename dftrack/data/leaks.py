@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dftrack.data.audit import Audit, audit, blocking
 from dftrack.data.decoding import Stamp, stamp_of
 from dftrack.data.findings import SAME, Finding, Pair
 from dftrack.data.folder import Listing, Progress
-from dftrack.data.identity import kept_identities
+from dftrack.data.identity import identities_place, kept_identities
 from dftrack.data.shortcuts import Shortcut
 from dftrack.errors import DataError
 from dftrack.files import write_text
@@ -92,8 +93,8 @@ def _audit(listing: Listing, home: Path, progress: Progress | None) -> Audit:
     place = home / "cache" / f"audit-{_key(listing, [stamp_of(picture.path) for picture in listing.pictures])}.json"
     if (known := _read(place)) is not None:
         return known
-    equal = kept_identities(listing.pictures, home, progress)
-    found = audit(listing, thorough=False, progress=progress, known=equal)
+    identify = partial(kept_identities, identities_place(home, listing.pictures))
+    found = audit(listing, thorough=False, progress=progress, identify=identify)
     write_text(place, json.dumps(dataclasses.asdict(found)))
     return found
 

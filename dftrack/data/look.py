@@ -5,7 +5,7 @@ import io
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -36,15 +36,15 @@ class Look:
     unreadable: str = ""
     identity: Identity | None = None
     traits: Traits | None = None  # what could give a class away without looking at the face
-    thumb: Thumb | None = None
+    thumb: Thumb | None = None  # if it was asked for
 
 
-def look_at(pictures: Sequence[Picture]) -> Iterator[Look]:
+def look_at(pictures: Sequence[Picture], *, thumbs: bool = True) -> Iterator[Look]:
     """A Look at each of `pictures`, in their order. Each file is read once and decoded once."""
-    return spread(look, pictures, together=QUICK)
+    return spread(partial(look, thumb=thumbs), pictures, together=QUICK)
 
 
-def look(picture: Picture) -> Look:
+def look(picture: Picture, *, thumb: bool = True) -> Look:
     """Read one file. It is unreadable by the same rules as for training."""
     try:
         content = read_bytes(picture.path)
@@ -52,9 +52,12 @@ def look(picture: Picture) -> Look:
     except PictureError as error:
         return Look(unreadable=error.message)
     image = Image.fromarray(pixels)
-    grey = image.convert("L").resize((THUMB, THUMB), Image.Resampling.LANCZOS)
     traits = header_traits(content, picture.path.suffix.lower()) | colour_traits(image)
-    return Look(identity=identity(content, pixels), traits=traits, thumb=np.array(grey))
+    return Look(identity=identity(content, pixels), traits=traits, thumb=_thumb(image) if thumb else None)
+
+
+def _thumb(image: Image.Image) -> Thumb:
+    return np.array(image.convert("L").resize((THUMB, THUMB), Image.Resampling.LANCZOS))
 
 
 def header_traits(content: bytes, suffix: str) -> Traits:

@@ -17,10 +17,8 @@ import io
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,10 +29,9 @@ from PIL import Image
 
 from dftrack.data.folder import MANIFEST, Progress
 from dftrack.data.forgery import Crop, damage, draw_crop, forge
-from dftrack.data.parallel import spread
+from dftrack.data.parallel import one_process, spread
 from dftrack.data.pictures import Pixels, encode_jpeg, encode_png
 from dftrack.errors import DataError, StoreError
-from dftrack.files import locked
 
 RECIPE = 1  # raise it whenever a byte of the sample changes
 SEED = 1994  # the year the last of the photographs was taken
@@ -64,32 +61,6 @@ class _Job:
         return f"s{self.person:02d}-{self.photo:02d}-{self.take}"
 
 
-@contextmanager
-def sample_ahead(home: Path) -> Iterator[None]:
-    """Let another process make the sample below `home` while this one is busy with something else, such as imports.
-
-    What it cannot do is not told: `make_sample` waits for it and does what is left. When the block ends it is gone.
-    """
-    if (_place(home) / MANIFEST).is_file():
-        yield
-        return
-    code = f"""
-import pathlib, signal, sys
-from {__name__} import make_sample
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what it began is cleaned up
-make_sample(pathlib.Path(sys.argv[1]))
-"""
-    maker = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(home)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        maker.terminate()
-        maker.wait()
-
-
 def make_sample(home: Path, progress: Progress | None = None) -> Path:
     """The folder of the sample below `home`/data, made if it is not there yet.
 
@@ -97,13 +68,12 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
     and manifest.csv. Several processes may call this at once: one makes it, in a temporary folder that is then renamed.
     Raises DataError if the photographs are not installed, StoreError if the folder cannot be written.
     """
-    place = _place(home)
+    place = sample_folder(home)
     if (place / MANIFEST).is_file():
         return place
     photographs()  # a missing package is told before anything is made
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with locked(place.with_name(f".{place.name}.lock"), lambda: _wait(progress)):
+        with one_process(place, "makes the sample", progress):
             if not (place / MANIFEST).is_file():
                 _build(place, progress)
     except OSError as error:
@@ -114,14 +84,9 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
     return place
 
 
-def _place(home: Path) -> Path:
+def sample_folder(home: Path) -> Path:
+    """Where the sample lies below `home`, or will lie."""
     return home / "data" / f"sample-{RECIPE}"
-
-
-def _wait(progress: Progress | None) -> None:
-    """Tell that another process makes the sample; whoever listens may raise, to stop waiting."""
-    if progress:
-        progress("waiting for another process that makes the sample", 0, 1)
 
 
 @cache
