@@ -1,8 +1,9 @@
 """Whole validation curves of many settings, for `replay_halving.py`: what a search without pruning would have seen.
 
 Run: python benchmarks/record_curves.py STORE OUT.json [--sampler random|tpe] [--seed N] [--data sample] [--settings 36]
-[--size 32] [--precision fp32|bf16]. Settings are drawn from the default study's space as `dftrack study` without pruning draws them (the
-baseline first); each is trained for all its epochs with `train.seed` N, and its val AUC kept by epoch.
+[--size 32] [--precision fp32|bf16]. Settings are drawn from the default study's space as `dftrack study` without
+pruning draws them (the baseline first); each is trained for all its epochs with `train.seed` N, and its val AUC kept
+by epoch.
 Stopped and started again it goes on where it was.
 """
 
@@ -70,7 +71,7 @@ def next_setting(study: StudyDefinition, known: list[dict]) -> dict:  # type: ig
 
 
 def curve_of(config: Config, data: DataSet, trained: Callable[[FaceCNN], object] = lambda model: None) -> list[float]:
-    """Val AUC after each epoch, in the precision of `config`, which is named. `trained` is shown the model at the end."""
+    """Val AUC after each epoch. `config` names its precision; `trained` is shown the model at the end."""
     torch.manual_seed(config.train.seed)
     train = data.splits["train"]
     model = build_model(config.model, data.image_size)

@@ -54,12 +54,14 @@ def train(search: Search, parameters: dict[str, float], after: Callable[[int, fl
     from dftrack.data.batches import Batches
     from dftrack.learning.model import build_model
     from dftrack.learning.training import Epoch, fit, new_state
+    from dftrack.runtime import pick_precision
 
     config = vary(Config(), {**parameters, "train.epochs": search.epochs, "data.image_size": search.size})
     data = open_faces(search.faces, search.size, search.store)
     torch.manual_seed(config.train.seed)
     model, split = build_model(config.model, search.size), data.splits["train"]
-    state = new_state(model, config.train, images=len(split.labels), precision="fp32", device="cpu")
+    precision = pick_precision(config.train.precision, "cpu")  # as dftrack's
+    state = new_state(model, config.train, images=len(split.labels), precision=precision, device="cpu")
     auc = 0.5
     for event in fit(state, Batches(split, batch_size=32, seed=config.train.seed), data.splits["val"], config.train):
         if isinstance(event, Epoch):
