@@ -46,7 +46,9 @@ def main(asked: argparse.Namespace) -> None:
         "image_size": asked.size, "precision": asked.precision, "data_digest": data.digest,
         "sampler": asked.sampler, "seed": asked.seed,
     }  # fmt: skip
-    known = json.loads(out.read_text())["trials"] if out.exists() else []
+    told = {"precision": "fp32", **json.loads(out.read_text())} if out.exists() else {**how, "trials": []}
+    assert {name: told[name] for name in how} == how, f"{out} was begun otherwise"
+    known = told["trials"]
     for number in range(len(known), asked.settings):
         began = time.monotonic()
         parameters = next_setting(whole, known)
@@ -71,7 +73,10 @@ def next_setting(study: StudyDefinition, known: list[dict]) -> dict:  # type: ig
 
 
 def curve_of(config: Config, data: DataSet, trained: Callable[[FaceCNN], object] = lambda model: None) -> list[float]:
-    """Val AUC after each epoch. `config` names its precision; `trained` is shown the model at the end."""
+    """Val AUC after each epoch. `config` names its precision; `trained` is shown the model at the end.
+
+    A loss that is not finite ends it, in bf16 too, where dftrack would go on in fp32.
+    """
     torch.manual_seed(config.train.seed)
     train = data.splits["train"]
     model = build_model(config.model, data.image_size)

@@ -187,9 +187,9 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Hold the lock at `path`; while another process does, `waiting` is called again and again, and may raise."""
     lock = FileLock(path)
     while not lock.is_locked:
-        try:
+        with suppress(Timeout):
             lock.acquire(timeout=0.5)
-        except Timeout:
+        if not lock.is_locked:
             waiting()
     try:
         yield

@@ -279,7 +279,7 @@ def test_who_waits_for_a_lock_hears_of_a_request_to_stop(tmp_path: Path) -> None
 
     with FileLock(tmp_path / "lock"), pytest.raises(Interrupted), locked(tmp_path / "lock", look):
         raise AssertionError("the lock was held by another")
-    with locked(tmp_path / "lock", lambda: None), pytest.raises(Timeout):
+    with locked(tmp_path / "lock", lambda: pytest.fail("nobody holds it")), pytest.raises(Timeout):
         FileLock(tmp_path / "lock").acquire(timeout=0)
 
 

@@ -12,6 +12,7 @@ from dftrack.data import identity
 from dftrack.data import leaks as module
 from dftrack.data.cache import DataSet, open_data
 from dftrack.data.folder import read_folder
+from dftrack.data.look import look
 from dftrack.errors import DataError
 from tests.makers import make_faces
 
@@ -120,6 +121,20 @@ def test_the_same_files_are_decoded_once_to_find_equal_ones_and_a_damaged_memory
     pictures[0].path.write_bytes(pictures[1].path.read_bytes())
     changed = kept()
     assert changed[pictures[0].name] == changed[pictures[1].name]
+
+
+def test_a_picture_that_the_probe_has_read_is_not_read_again_and_is_the_same_for_both(
+    faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, read = read_folder(faces).pictures, []
+    seen = {picture.name: look(picture).identity for picture in pictures if picture.split == "train"}
+    everyone = identity.named_identities(pictures, {})
+    assert {name: one for name, one in everyone.items() if name in seen} == seen
+    original = identity.read_bytes
+    monkeypatch.setattr(identity, "read_bytes", lambda path: read.append(path) or original(path))
+    opened(faces)
+    probed = {picture.path for picture in pictures if picture.split in ("train", "val")}
+    assert read and not probed & set(read), "the short audit looks at train and val, and asks for the others only"
 
 
 def test_a_leak_that_is_allowed_stays_in_and_is_counted(faces: Path) -> None:

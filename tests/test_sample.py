@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from PIL import Image
 
 from dftrack.config import DataConfig
 from dftrack.data import sample
-from dftrack.data.ahead import sample_ahead
+from dftrack.data.ahead import prepare, sample_ahead
 from dftrack.data.cache import open_data
 from dftrack.data.folder import Listing, read_folder
 from dftrack.data.sources import find_pictures
@@ -190,22 +191,41 @@ def test_processes_that_start_at_once_share_one_sample(tmp_path: Path) -> None:
 
 
 def test_another_process_makes_and_decodes_the_sample_ahead_of_who_wants_it(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
     with sample_ahead(DataConfig(), tmp_path):
-        while not list(tmp_path.glob("data/.sample-*.tmp/train/real/*.jpg")):
-            time.sleep(0.02)
-        said: list[tuple[str, int, int]] = []
+        wait_for(tmp_path, "data/.sample-*.tmp/train/real/*.jpg")
         place = sample.make_sample(tmp_path, lambda *words: said.append(words))
         assert {words[0] for words in said} == {"waiting for another process that makes the sample"}
         assert len(read_folder(place).pictures) == 2_440
-        while not list(tmp_path.glob("cache/*/index.json")):
-            time.sleep(0.02)
-        open_data(DataConfig(), tmp_path, lambda *words: said.append(words))
+        wait_for(tmp_path, "cache/[!.]*/index.json")
+    open_data(DataConfig(), tmp_path, lambda *words: said.append(words))
     assert not [words for words in said if words[0].startswith("decoding")], "it was decoded already"
-    with sample_ahead(DataConfig(), tmp_path / "new"):
-        while not list((tmp_path / "new").glob("data/.sample-*.tmp")):
-            time.sleep(0.02)
-    left = [path for path in (tmp_path / "new" / "data").iterdir() if path.is_dir()]
-    assert left == [], "who goes away before stops it, and it tidies up"
+
+
+@pytest.mark.parametrize("begun", ["data/.sample-*.tmp", "cache/.*.tmp/pixels.u8"])
+def test_who_makes_the_sample_ahead_stops_with_the_other_and_tidies_up(tmp_path: Path, begun: str) -> None:
+    with sample_ahead(DataConfig(), tmp_path):
+        wait_for(tmp_path, begun)
+    left = [path for path in tmp_path.rglob("*.tmp") if path.is_dir()]
+    assert left == []
+
+
+def test_pictures_that_are_to_be_enlarged_are_left_to_all_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = json.dumps({"source": "sample", "image_size": sample.SIZE + 1, "leaks": "leave-out"})
+    monkeypatch.setattr(sys, "argv", ["-c", asked, str(tmp_path)])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None, raising=False)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    prepare()
+    assert sample.sample_folder(tmp_path).is_dir() and not (tmp_path / "cache").exists()
+
+
+def wait_for(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < deadline, f"the other process has made no {pattern}"
+        time.sleep(0.005)
 
 
 def test_missing_photographs_are_told_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

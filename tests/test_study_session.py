@@ -236,4 +236,9 @@ def test_a_final_training_that_fails_is_reported_and_does_not_block_the_study(
     monkeypatch.setattr(finals, "_train", lambda begun, winner, seed, *_: again.append(seed))
     finals.train_finals(begun, lambda event: None, StopRequests())
     assert again == [1, 2], "the next start tries them again"
+    asked = StopRequests()
+    asked.exit_code = 143
+    with pytest.raises(Interrupted):
+        finals.train_finals(begun, heard.append, asked)
+    assert again == [1, 2], "who was asked to stop begins nothing"
     begun.study.storage.close()

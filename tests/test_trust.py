@@ -95,7 +95,7 @@ def test_maps_that_ignore_the_weights_or_the_class_are_marked(
         none = np.zeros(len(heat), bool)
         return HeatMaps(heat / heat.max(), none, none.astype(np.float32), none.astype(np.int64))
 
-    monkeypatch.setattr("dftrack.learning.trust.heat_maps", brightness)
+    monkeypatch.setattr("dftrack.learning.explain.heat_maps", brightness)
     [[random_weights, other_class]] = check_maps(trained, [split.pixels[:12]])
     assert random_weights.value == pytest.approx(1.0) and random_weights.passed is False
     assert other_class.value == pytest.approx(1.0) and other_class.passed is False
@@ -116,7 +116,7 @@ def test_the_random_weights_are_drawn_several_times_and_a_map_inside_out_is_the_
         none = np.zeros(len(heat), bool)
         return HeatMaps(heat, none, none.astype(np.float32), none.astype(np.int64))
 
-    monkeypatch.setattr("dftrack.learning.trust.heat_maps", maps)
+    monkeypatch.setattr("dftrack.learning.explain.heat_maps", maps)
     [[check, _]] = check_maps(trained, [split.pixels[:12]])
     assert (check.draws, check.passed, check.value) == (5, False, pytest.approx(1.0)), "three of five draws are alike"
     alike = {3: own}
@@ -242,17 +242,30 @@ def test_similarity_is_spearmans_correlation_with_ties_shared() -> None:
     assert similarity(one, two) == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_map_that_ranks_nothing_is_left_out() -> None:
+    heat = np.random.default_rng(0).random((2, 4, 4), dtype=np.float32)
+    heat[1] = 0.5
+    shown = np.zeros(2, bool)
+    maps = HeatMaps(heat, shown, shown.astype(np.float32), shown.astype(np.int64))
+    assert similarity(maps, maps) == pytest.approx([1])
+    none = HeatMaps(heat[:0], shown[:0], maps.peak[:0], maps.targets[:0])
+    assert len(similarity(none, none)) == 0
+
+
 def test_splits_are_examined_together_as_each_alone_and_one_without_pictures_has_no_maps(
     trained: FaceCNN, split: Split
 ) -> None:
-    half = dataclasses.replace(
-        split, pixels=split.pixels[::2], labels=split.labels[::2], names=split.names[::2], groups=split.groups[::2],
-        paths=split.paths[::2], masks=split.masks[::2],
+    most = dataclasses.replace(
+        split, pixels=split.pixels[:40], labels=split.labels[:40], names=split.names[:40], groups=split.groups[:40],
+        paths=split.paths[:40], masks=split.masks[:40],
     )  # fmt: skip
-    splits = [split, half]
-    together = examine(trained, splits, [predict(trained, each) for each in splits])
-    assert together == [examine(trained, [each], [predict(trained, each)])[0] for each in splits]
-    assert together[0] != together[1]
+    splits, told = [most, split], []
+    scored = [predict(trained, each) for each in splits]
+    together = examine(trained, splits, scored, progress=lambda done, total: told.append((done, total)))
+    assert together == [examine(trained, [each], [found])[0] for each, found in zip(splits, scored, strict=True)], (
+        "each has its own seeded choice"
+    )
+    assert told == [(done, 14) for done in range(14)], "two splits, the model's two maps and five draws"
     pictures = [split.pixels[:9], split.pixels[:0], split.pixels[9:20]]
     first, none, last = check_maps(trained, pictures)
     assert none == [] and [first, last] == [check_maps(trained, [pixels])[0] for pixels in pictures[::2]]

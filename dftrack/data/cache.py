@@ -23,7 +23,7 @@ from dftrack.config import DataConfig
 from dftrack.data.decoding import INDEX, PIXELS, Stamp, build, stamp_of
 from dftrack.data.folder import FAKE, REAL, Listing, Picture, Progress
 from dftrack.data.leaks import Review, review
-from dftrack.data.parallel import one_process
+from dftrack.data.one_process import one_process
 from dftrack.data.pixel_file import map_pixels
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
@@ -121,7 +121,7 @@ def open_listing(
     opened = _open(place)
     if opened is None:
         try:
-            with one_process(place, "decodes the same pictures", progress):
+            with one_process(place.with_name(f"{place.name}.lock"), "decodes the same pictures", progress):
                 opened = _open(place)  # another process may have built it while this one waited
                 if opened is None:
                     build(place, listing, stamps, size, progress)

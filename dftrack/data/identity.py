@@ -67,9 +67,10 @@ def identities_place(home: Path, pictures: Sequence[Picture]) -> Path:
 def kept_identities(
     place: Path, pictures: Sequence[Picture], seen: Mapping[str, Identity], progress: Progress | None = None
 ) -> dict[str, Identity]:
-    """`named_identities` from what an earlier call left in `place`, if any; `seen` must not be older than `place`.
+    """`named_identities` from what an earlier call left in `place`, if any.
 
-    Raises StoreError if it cannot be kept.
+    place: from `identities_place` of the same pictures, asked before those in `seen` were read: if one changes between,
+    what is kept is never found again. Raises StoreError if it cannot be kept.
     """
     if (known := _read(place)) is not None:
         return known

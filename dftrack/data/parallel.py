@@ -1,17 +1,12 @@
-"""The same work on many items, on all cores at once; and one piece of work by one process at a time."""
+"""The same work on many items, on all cores at once."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
 from threading import Event
 from typing import TypeVar
-
-from dftrack.data.folder import Progress
-from dftrack.files import locked
 
 QUICK = 16  # files of pictures that a thread reads, decodes or hashes at once
 
@@ -22,22 +17,6 @@ Answer = TypeVar("Answer")
 def cores() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def one_process(place: Path, doing: str, progress: Progress | None) -> Iterator[None]:
-    """Nobody else makes `place` meanwhile. While another process does, `progress` is told so; it may raise, to stop.
-
-    doing: what that is, as in "makes the sample". Raises OSError if there can be no lock beside `place`.
-    """
-
-    def wait() -> None:
-        if progress:
-            progress(f"waiting for another process that {doing}", 0, 1)
-
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_name(f".{place.name}.lock"), wait):
-        yield
 
 
 def spread(

@@ -29,7 +29,8 @@ from PIL import Image
 
 from dftrack.data.folder import MANIFEST, Progress
 from dftrack.data.forgery import Crop, damage, draw_crop, forge
-from dftrack.data.parallel import one_process, spread
+from dftrack.data.one_process import one_process
+from dftrack.data.parallel import spread
 from dftrack.data.pictures import Pixels, encode_jpeg, encode_png
 from dftrack.errors import DataError, StoreError
 
@@ -73,7 +74,7 @@ def make_sample(home: Path, progress: Progress | None = None) -> Path:
         return place
     photographs()  # a missing package is told before anything is made
     try:
-        with one_process(place, "makes the sample", progress):
+        with one_process(place.with_name(f".{place.name}.lock"), "makes the sample", progress):
             if not (place / MANIFEST).is_file():
                 _build(place, progress)
     except OSError as error:

@@ -135,8 +135,9 @@ def assess(
 
     robust_on: the split to damage ("": none). Raises MetricError if a score is not finite.
     """
-    progress("checking the heat maps", 0, 1)
-    trusts = examine(model, splits, predictions, threshold=threshold)
+    trusts = examine(
+        model, splits, predictions, threshold=threshold, progress=partial(progress, "checking the heat maps")
+    )
     assessed: list[SplitAssessment] = []
     for split, found, trust in zip(splits, predictions, trusts, strict=True):
         progress(f"assessing {split.name}", len(assessed), len(splits))

@@ -179,7 +179,7 @@ def gradcam_rows(
     if not examples:
         return []
     photos = read_rows(split.pixels, [example.index for example in examples])
-    maps = maps_of_fake(model, photos)
+    maps = maps_of(model, photos, FAKE)
     rows = []
     for place, example in enumerate(examples):
         mask, known = split.masks[example.index], None
@@ -208,16 +208,16 @@ def gradcam_row(
     """
     if score is None:
         raise ExplanationError(f"{name} has no score, so there is no decision to explain")
-    maps = maps_of_fake(model, np.array(pixels[None]))
+    maps = maps_of(model, np.array(pixels[None]), FAKE)
     return PanelRow(
         photo=pixels, heat=maps.heat[0], flat=bool(maps.flat[0]), target=FAKE,
         name=name, label=None, score=score, threshold=threshold,
     )  # fmt: skip
 
 
-def maps_of_fake(model: FaceCNN, pixels: NDArray[np.uint8]) -> HeatMaps:
-    """The maps of (n, S, S, 3) uint8 pictures for "fake"."""
-    return heat_maps(model, normalise(torch.from_numpy(pixels).to(next(model.parameters()).device)), FAKE)
+def maps_of(model: FaceCNN, pixels: NDArray[np.uint8], target: int) -> HeatMaps:
+    """`heat_maps` of (n, S, S, 3) uint8 pictures for the class `target`."""
+    return heat_maps(model, normalise(torch.from_numpy(pixels).to(next(model.parameters()).device)), target)
 
 
 def read_mask(path: Path, size: int) -> NDArray[np.bool_]:

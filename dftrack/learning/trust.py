@@ -5,7 +5,7 @@ A check that fails is a sentence for the picture itself, not only a number in a 
 
 import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,9 @@ from dftrack.data.cache import Split
 from dftrack.data.pixel_file import read_rows
 from dftrack.errors import DataError
 from dftrack.learning.evaluation import Predictions
-from dftrack.learning.explain import HeatMaps, heat_maps, maps_of_fake, read_mask
+from dftrack.learning.explain import HeatMaps, maps_of, read_mask
 from dftrack.learning.metrics import DEFAULT_THRESHOLD, FAKE, REAL
-from dftrack.learning.model import FaceCNN, normalise
+from dftrack.learning.model import FaceCNN
 
 SAME_WITH_RANDOM_WEIGHTS = 0.5  # mean rank correlation from which on a map is the picture's, not the network's
 SAME_FOR_BOTH_CLASSES = 0.9  # ... from which on a map says nothing about the class
@@ -28,6 +28,9 @@ SURE = 0.01  # error probability of the tests that compare with chance
 FEWEST = 8  # pictures with a map below which nothing is claimed
 PICTURES = 32  # examined per check
 DRAWS = 5  # of random weights: one alone may look like any network
+
+Told = Callable[[int, int], None]  # (done, of how many)
+_Ranks = list[NDArray[np.float64] | None]  # of each picture's map; None: it ranks nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,34 +92,26 @@ def examine(
     *,
     threshold: float = DEFAULT_THRESHOLD,
     seed: int = 0,
+    progress: Told = lambda done, total: None,
 ) -> list[Trust]:
     """Run every check on a seeded choice of pictures of each split; `predictions` are the model's on it.
 
-    Masks are looked at for fakes only, caught and missed ones apart, as far as a split has masks.
+    Masks are looked at for fakes only, caught and missed ones apart, as far as a split has masks. `progress` is told
+    how many batches of maps have been made; an exception it raises ends the work.
     """
     draws = [np.random.default_rng(seed) for _ in splits]
     some = [np.sort(rng.permutation(len(found))[:PICTURES]) for rng, found in zip(draws, predictions, strict=True)]
-    maps = check_maps(model, [read_rows(split.pixels, rows) for split, rows in zip(splits, some, strict=True)], seed)
-    return [
-        _examine(model, split, found, checks, threshold, rng)
-        for split, found, checks, rng in zip(splits, predictions, maps, draws, strict=True)
-    ]
-
-
-def _examine(
-    model: FaceCNN,
-    split: Split,
-    predictions: Predictions,
-    maps: list[Check],
-    threshold: float,
-    rng: np.random.Generator,
-) -> Trust:
-    fakes = np.array([i for i in np.flatnonzero(predictions.labels == FAKE) if split.masks[i]], dtype=int)
-    caught = predictions.scores[fakes] >= threshold
-    groups = (rng.permutation(fakes[caught])[:PICTURES], rng.permutation(fakes[~caught])[:PICTURES])
-    right, wrong = (_agreement_on(model, split, np.sort(group)) for group in groups)
-    masks = [_check_masks(right)] if right.p_value is not None else []
-    return Trust(checks=(check_skill(predictions), *maps, *masks), right=right, wrong=wrong)
+    pictures = [read_rows(split.pixels, rows) for split, rows in zip(splits, some, strict=True)]
+    maps = check_maps(model, pictures, seed=seed, progress=progress)
+    found = []
+    for split, scored, checks, rng in zip(splits, predictions, maps, draws, strict=True):
+        fakes = np.array([i for i in np.flatnonzero(scored.labels == FAKE) if split.masks[i]], dtype=int)
+        caught = scored.scores[fakes] >= threshold
+        groups = (rng.permutation(fakes[caught])[:PICTURES], rng.permutation(fakes[~caught])[:PICTURES])
+        right, wrong = (_agreement_on(model, split, np.sort(group)) for group in groups)
+        masks = [_check_masks(right)] if right.p_value is not None else []
+        found.append(Trust(checks=(check_skill(scored), *checks, *masks), right=right, wrong=wrong))
+    return found
 
 
 def check_skill(predictions: Predictions) -> Check:
@@ -140,32 +135,13 @@ def _group_means(predictions: Predictions, label: int) -> NDArray[np.float64]:
     return np.bincount(group, weights=predictions.scores[of]) / np.bincount(group)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ranked:
-    """Heat maps as `similarity` compares them."""
-
-    ranks: NDArray[np.float64]  # (n, S * S), about their mean and of length 1: a product of two is their correlation
-    flat: NDArray[np.bool_]  # (n,)
-
-
-def _rank(maps: HeatMaps) -> _Ranked:
-    ranks = stats.rankdata(maps.heat.reshape(len(maps.heat), -1), axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    return _Ranked(ranks / np.maximum(np.linalg.norm(ranks, axis=1, keepdims=True), 1e-300), maps.flat)
-
-
-def similarity(first: HeatMaps, second: HeatMaps) -> NDArray[np.float64]:
-    """Spearman correlation in [-1, 1] of the two maps of each picture, (m,); pictures with a flat map are left out."""
-    return _similarity(_rank(first), _rank(second))
-
-
-def _similarity(first: _Ranked, second: _Ranked) -> NDArray[np.float64]:
-    both = ~first.flat & ~second.flat
-    return np.asarray((first.ranks[both] * second.ranks[both]).sum(axis=1))
-
-
 def check_maps(
-    model: FaceCNN, pictures: Sequence[NDArray[np.uint8]], seed: int = 0, *, target: int = FAKE
+    model: FaceCNN,
+    pictures: Sequence[NDArray[np.uint8]],
+    *,
+    target: int = FAKE,
+    seed: int = 0,
+    progress: Told = lambda done, total: None,
 ) -> list[list[Check]]:
     """Do the maps change when the weights are drawn anew, and when the other class is asked for?
 
@@ -174,21 +150,29 @@ def check_maps(
     is the median over DRAWS draws, without sign: a map turned inside out is the same map. A draw serves all splits.
     Source: Adebayo et al. 2018, "Sanity checks for saliency maps".
     """
-    device = next(model.parameters()).device
-    images = [normalise(torch.from_numpy(pixels).to(device)) for pixels in pictures if len(pixels)]
-    maps = [_rank(heat_maps(model, batch, target)) for batch in images]
-    other_class = _likeness(model, images, REAL if target == FAKE else FAKE, maps)
-    strangers = [_likeness(randomised(model, seed + draw), images, target, maps) for draw in range(DRAWS)]
-    found = zip(*strangers, other_class, strict=True)
-    checks = [[_check_weights(draws), _check_class(alike)] for *draws, alike in found]
-    return [checks.pop(0) if len(pixels) else [] for pixels in pictures]
+    made = 0
 
+    def ranked(network: FaceCNN, asked: int) -> list[_Ranks]:
+        nonlocal made
+        ranks = []
+        for pixels in pictures:
+            progress(made, (2 + DRAWS) * len(pictures))
+            ranks.append(_ranks(maps_of(network, pixels, asked)) if len(pixels) else [])
+            made += 1
+        return ranks
 
-def _likeness(
-    model: FaceCNN, images: Sequence[torch.Tensor], target: int, maps: Sequence[_Ranked]
-) -> list[NDArray[np.float64]]:
-    """`similarity` of the maps that `model` gives of each split's images, and `maps`."""
-    return [_similarity(_rank(heat_maps(model, batch, target)), own) for batch, own in zip(images, maps, strict=True)]
+    maps = ranked(model, target)
+    others = ranked(model, REAL if target == FAKE else FAKE)
+    draws = [
+        [_correlations(*two) for two in zip(maps, ranked(randomised(model, seed + draw), target), strict=True)]
+        for draw in range(DRAWS)
+    ]
+    return [
+        [_check_weights([draw[place] for draw in draws]), _check_class(_correlations(maps[place], others[place]))]
+        if len(pixels)
+        else []
+        for place, pixels in enumerate(pictures)
+    ]
 
 
 def randomised(model: FaceCNN, seed: int) -> FaceCNN:
@@ -201,6 +185,31 @@ def randomised(model: FaceCNN, seed: int) -> FaceCNN:
             if isinstance(part, nn.Conv2d | nn.BatchNorm2d | nn.Linear):
                 part.reset_parameters()
     return stranger.to(device)
+
+
+def similarity(first: HeatMaps, second: HeatMaps) -> NDArray[np.float64]:
+    """Spearman correlation in [-1, 1] of the two maps of each picture, (m,).
+
+    Left out are pictures of which a map is flat or the same everywhere: it ranks nothing.
+    """
+    return _correlations(_ranks(first), _ranks(second))
+
+
+def _ranks(maps: HeatMaps) -> _Ranks:
+    return [None if flat else _ranks_of(heat) for heat, flat in zip(maps.heat, maps.flat, strict=True)]
+
+
+def _ranks_of(heat: NDArray[np.float32]) -> NDArray[np.float64] | None:
+    """(S * S,) the ranks of a map, about their mean and of length 1; the product of two is their correlation."""
+    ranks = stats.rankdata(heat.ravel())
+    ranks -= ranks.mean()
+    length = np.linalg.norm(ranks)
+    return ranks / length if length else None
+
+
+def _correlations(first: _Ranks, second: _Ranks) -> NDArray[np.float64]:
+    both = ((a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None)
+    return np.array([a @ b for a, b in both], dtype=float).clip(-1, 1)
 
 
 def mask_agreement(heat: NDArray[np.float32], masks: NDArray[np.bool_]) -> MaskAgreement:
@@ -250,7 +259,7 @@ def _agreement_on(model: FaceCNN, split: Split, places: NDArray[np.int64]) -> Ma
                 masks[place] = read_mask(mask, size)
     if not masks:
         return mask_agreement(np.empty((0, size, size), np.float32), np.empty((0, size, size), bool))
-    maps = maps_of_fake(model, read_rows(split.pixels, list(masks)))
+    maps = maps_of(model, read_rows(split.pixels, list(masks)), FAKE)
     return mask_agreement(maps.heat, np.stack(list(masks.values())))
 
 

@@ -35,6 +35,7 @@ def train_finals(begun: Begun, watch: Watch, stop: StopRequests) -> None:
         done = {final.seed for final in finals(begun)}
         for number, seed in enumerate(unused_seeds(definition), start=1):
             if seed not in done:
+                stop.check()
                 watch(FinalStarted(winner.number, seed, number, definition.final_seeds))
                 try:
                     _train(begun, winner, seed, watch, stop)
