@@ -125,6 +125,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "dftrack.learning.judgement_figures",
     ),
     "captum": ("dftrack.learning.explain",),
+    "numba": ("dftrack.learning.fused",),
     "uvicorn": ("dftrack.server",),
     "cv2": ("dftrack.data.faces",),
     "onnx": ("dftrack.export",),
@@ -142,7 +143,20 @@ DOING: dict[str, str] = {
 CALLS_THAT_DO = ("open", "print", "input", "exec", "eval", "system", "Popen", "run", "mkdir", "makedirs", "connect")
 PRINTERS = ("dftrack.render",)
 
-HEAVY = ("torch", "mlflow", "optuna", "numpy", "pandas", "matplotlib", "sklearn", "scipy", "PIL", "captum", "rich")
+HEAVY = (
+    "torch",
+    "mlflow",
+    "optuna",
+    "numpy",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "captum",
+    "numba",
+    "rich",
+)
 
 
 @dataclass(frozen=True)

@@ -59,27 +59,6 @@ def test_in_training_the_loss_and_the_gradients_are_those_of_the_published_netwo
         torch.testing.assert_close(parameter.grad, published.get_parameter(name).grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_pooling_in_training_has_the_bits_of_torch_and_does_not_keep_its_input(
-    layout: torch.memory_format, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = build_model(ModelConfig(), 45)  # odd maps: the last row and column are not pooled
-    whole = torch.randn(3, 16, 45, 45).mul(2).round().to(dtype).contiguous(memory_format=layout)  # with ties
-    grad, found, kept = torch.randn(3, 16, 22, 22).to(dtype), [], []
-    for training in (True, False):  # evaluation pools as torch does
-        maps = whole.clone().requires_grad_()
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            pooled = model.train(training)._pool(maps * 1)
-        pooled.backward(grad)
-        found.append((pooled, maps.grad))
-    (pooled, gradient), (expected, expected_gradient) = found
-    assert torch.equal(pooled, expected) and torch.equal(gradient, expected_gradient)
-    assert gradient.stride() == expected_gradient.stride()
-    sizes = [tensor.numel() for tensor in kept if tensor.dtype == dtype and tensor.numel() > 1]
-    assert sizes == [whole.numel()], "torch's pooling keeps its input, and only torch's"
-
-
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_a_gradient_written_over_the_last_one_has_the_bits_of_a_new_one_and_takes_no_memory(
     dtype: torch.dtype | None,

@@ -14,6 +14,7 @@ from dftrack.config import TrainConfig
 from dftrack.data.batches import Batch, Batches
 from dftrack.data.cache import Split
 from dftrack.errors import TrainingError
+from dftrack.learning import fused
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
 from dftrack.learning.model import FaceCNN, normalise
@@ -68,6 +69,8 @@ class State:
 def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: str, device: str) -> State:
     """The state before the first step. `model` is moved to `device`; `images` is the number of training images."""
     model = model.to(device)
+    if device == "cpu":
+        fused.load(AUTOCAST.get(precision, torch.float32))
     return State(
         model=model,
         optimizer=new_optimizer(model.parameters(), config),

@@ -1,0 +1,118 @@
+"""BatchNorm, pooling and ReLU in one walk, against torch's own three in float64."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import pytest
+import torch
+from numba.core import caching
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dftrack.learning import fused
+from dftrack.learning.fused import norm_pool_relu
+
+SHAPES = [(4, 32, 16, 16), (3, 5, 9, 7), (1, 1, 2, 3)]  # vectors filled and not; odd sides; hardly anything
+
+
+def some_norm(channels: int, dtype: torch.dtype = torch.float32) -> nn.BatchNorm2d:
+    """Its numbers are those that float32 can hold, whatever `dtype`."""
+    torch.manual_seed(channels)
+    norm = nn.BatchNorm2d(channels)
+    nn.init.uniform_(norm.weight, -1, 2)  # negative ones turn the order round
+    nn.init.uniform_(norm.bias, -1, 1)
+    return norm.to(dtype)
+
+
+def torchs(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    return functional.relu(functional.max_pool2d(norm(maps), 2))
+
+
+def there_and_back(function: object, maps: Tensor, norm: nn.BatchNorm2d) -> list[Tensor]:
+    """Results, the gradients below and of weight and bias, and the running statistics, all in float64."""
+    maps = maps.clone().requires_grad_()
+    pooled = function(maps, norm)
+    torch.manual_seed(9)
+    pooled.backward(torch.randn(pooled.shape).to(torch.bfloat16).to(pooled.dtype))
+    moved = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
+    return [t.detach().double() for t in (pooled, maps.grad, norm.weight.grad, norm.bias.grad, *moved)]
+
+
+def some_maps(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 2 + 5
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_float32_it_is_as_exact_as_float32_can_be(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    maps = some_maps(shape).contiguous(memory_format=layout)
+    found = there_and_back(norm_pool_relu, maps, some_norm(shape[1]))
+    expected = there_and_back(torchs, maps.double(), some_norm(shape[1], torch.float64))
+    for ours, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_bfloat16_it_is_not_less_exact_than_torch(shape: tuple[int, ...]) -> None:
+    maps = some_maps(shape).bfloat16()
+    ours = there_and_back(norm_pool_relu, maps, some_norm(shape[1]))
+    theirs = there_and_back(torchs, maps, some_norm(shape[1]))
+    exact = there_and_back(torchs, maps.double(), some_norm(shape[1], torch.float64))
+    for own, their, best in zip(ours, theirs, exact, strict=True):
+        assert (own - best).abs().mean() <= 1.001 * (their - best).abs().mean() + 1e-6 * best.abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_maxima_the_first_gets_the_gradient_as_in_torch(dtype: torch.dtype) -> None:
+    maps = (some_maps((2, 16, 8, 8)) / 4).round().to(dtype)  # 0 to 3: every other window has a tie
+    norm, again = some_norm(16), some_norm(16)
+    own, their = there_and_back(norm_pool_relu, maps, norm), there_and_back(torchs, maps, again)
+    torch.testing.assert_close(own[1], their[1], rtol=1e-2, atol=1e-3)
+    assert (own[1] - their[1]).abs().mean() < 1e-3 * their[1].abs().mean()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_its_bits_do_not_depend_on_the_number_of_threads_nor_on_another_thread_of_python(dtype: torch.dtype) -> None:
+    maps = some_maps((5, 32, 12, 12)).to(dtype)
+
+    def with_threads(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return there_and_back(norm_pool_relu, maps, some_norm(32))
+        finally:
+            torch.set_num_threads(before)
+
+    alone = with_threads(1)
+    with ThreadPoolExecutor(2) as pool:
+        runs = [with_threads(2), with_threads(3), *pool.map(with_threads, [2] * 6)]
+    for run in runs:
+        assert all(map(torch.equal, run[:2], alone[:2]))
+        assert all(map(torch.equal, run[2:], alone[2:]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_not_finite_comes_through(dtype: torch.dtype, bad: float) -> None:
+    maps = some_maps((2, 4, 6, 6)).to(dtype)
+    maps[1, 2, 3, 3] = bad
+    pooled, below, *_ = there_and_back(norm_pool_relu, maps, some_norm(4))
+    assert pooled[:, 2].isnan().all(), "a NaN that ReLU swallows is trained on"
+    assert pooled[:, [0, 1, 3]].isfinite().all() and below[:, [0, 1, 3]].isfinite().all()
+
+
+def test_it_keeps_the_maps_and_one_byte_for_each_result() -> None:
+    maps, kept = some_maps((2, 8, 6, 6)).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        norm_pool_relu(maps, some_norm(8))
+    assert sorted((t.numel(), t.element_size()) for t in kept) == [(2 * 8 * 9, 1), (2 * 8 * 36, 4)]
+
+
+def test_a_kernel_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(fused._sum_up.py_func)
+    kernel = fused._compiled(fused._sum_up.py_func)
+    maps, sums = torch.ones(1, 2, 2, 3), torch.zeros(1, 2, 3, dtype=torch.float64)
+    kernel(maps.numpy(), torch.zeros(3).numpy(), sums.numpy(), 0, 1)
+    assert sums.tolist() == [[[4.0] * 3] * 2]
