@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 import torch
@@ -212,12 +212,13 @@ class Training:
 def _identity(config: Config, data: DataSet, device: str, precision: str) -> str:
     """Names what is computed: the same name means the same numbers. 16 hex characters.
 
-    The thread count is part of it (sums are split among threads), and so are torch and the code that computes.
+    The thread count is part of it (sums are split among threads), and so are torch, Numba and the code that computes.
     """
     settings = {
         name: value for name, value in flatten(config).items() if name not in INCIDENTAL and name != "data.source"
     }
-    words = [settings, data.digest, device, precision, torch.get_num_threads(), torch.__version__, _code_digest()]
+    libraries = [torch.__version__, metadata.version("numba")]
+    words = [settings, data.digest, device, precision, torch.get_num_threads(), libraries, _code_digest()]
     return hashlib.sha256(json.dumps(words, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -21,6 +21,7 @@ MEANING = {
     "data.image_size": "other pixels",
     "data.source": "read from elsewhere; the digest says whether they are the same pictures",
     "version.torch": "its kernels may compute the last digits otherwise",
+    "version.numba": "may compile the same walk over the maps otherwise",
     "version.pillow": "may decode a picture otherwise",
     "version.numpy": "may order or sum otherwise",
     "machine.processor": "another processor may use other kernels",
