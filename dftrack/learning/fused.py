@@ -1,27 +1,34 @@
-"""BatchNorm, 2 x 2 max pooling and ReLU on the CPU while training: one walk over the maps each way, compiled by Numba.
+"""BatchNorm, 2 x 2 max pooling and ReLU as one operation, for training on a CPU, compiled by Numba.
 
-torch walks over maps of 100 to 200 MB some ten times for these three, to and fro; here it is four times, and the maps
-behind BatchNorm are never written. What is computed is the same: float32 inside, each result rounded once to the type
-of the maps. Only the order in which means are added up differs, and it depends on no number of threads.
+torch walks over maps of 100 to 200 MB some ten times for these three, to and fro; here it is four times, and what
+BatchNorm gives is never written down. What is computed is the same: float32 inside, each result rounded once to the
+type of the maps. Only the order in which means are added up differs, and it depends on no number of threads.
 """
 
+import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
 import torch
+from filelock import FileLock
+from numba.core.dispatcher import Dispatcher
 from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 NOWHERE = 4  # instead of the place 0 to 3 of the maximum: ReLU took it, no gradient comes from there
 
 Kernel = TypeVar("Kernel", bound=Callable[..., None])
 Array = NDArray[Any]
 
+_log = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()  # the simplest of Numba's thread pools ends a process that uses it from two threads
 
 
@@ -35,9 +42,43 @@ def norm_pool_relu(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def load(dtype: torch.dtype) -> None:
-    """Compile what maps of `dtype` need, or read it from where it was kept: 7 s or 0.4 s once in a process."""
-    maps = torch.zeros((1, 1, 2, 2), dtype=dtype, requires_grad=True)
-    torch.autograd.backward(norm_pool_relu(maps, nn.BatchNorm2d(1)).sum())
+    """Compile what maps of `dtype` need, or read it from where it was kept: 7 s or 0.4 s once in a process.
+
+    What was kept is tried first. If it does not do its work (cut off, or another's), or nothing more can be kept (a
+    full disk), all is compiled for this process alone.
+    """
+    kernels: list[Any] = [thing for thing in globals().values() if isinstance(thing, Dispatcher)]
+    kept = kernels[0].stats.cache_path
+    with FileLock(Path(kept, "dftrack.lock")) if kept else nullcontext():  # Numba keeps without regard to others
+        try:
+            if _works(dtype):
+                return
+        except Exception as error:  # whatever a damaged file leads to
+            _log.debug("kernels kept in %s: %s", kept, error)
+        for kernel in kernels:
+            kernel._cache.disable()
+            kernel.overloads.clear()
+            kernel._reset_overloads()
+    assert _works(dtype), "the compiled kernels compute something else than torch"
+
+
+def _works(dtype: torch.dtype) -> bool:
+    """Whether a small example comes out as by torch's own, to and fro."""
+    some = (torch.arange(-27.0, 45.0).reshape(2, 1, 6, 6).sin() * 2).to(dtype)
+    found = []
+    for function in (norm_pool_relu, _by_torch):
+        maps, norm = some.clone().requires_grad_(), nn.BatchNorm2d(1)
+        pooled = function(maps, norm)
+        torch.autograd.backward(pooled, torch.arange(1.0, 19.0).reshape(2, 1, 3, 3).to(dtype))
+        found.append([pooled.detach(), maps.grad, norm.weight.grad, norm.bias.grad, norm.running_var])
+    return all(
+        own is not None and their is not None and torch.allclose(own.float(), their.float(), rtol=0.02, atol=0.02)
+        for own, their in zip(*found, strict=True)
+    )
+
+
+def _by_torch(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    return functional.relu(functional.max_pool2d(norm(maps), 2))
 
 
 class _NormPoolRelu(torch.autograd.Function):
@@ -45,12 +86,12 @@ class _NormPoolRelu(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         maps = maps.contiguous(memory_format=torch.channels_last)
         batch, channels, height, width = maps.shape
-        shift = maps[0, :, 0, 0].float().numpy()  # near the mean, so that the sum of squares loses no digits to it
+        shift = _some_mean(maps)
         sums = np.empty((batch, 2, channels))
         _in_parts(_sum_up, _sum_up_parts, batch, _rows(maps), shift, sums)
-        first, second = sums.sum(axis=0) / (batch * height * width)
-        with np.errstate(invalid="ignore"):  # where a map is not finite all of it becomes NaN
-            mean, variance = first + shift, second - first**2
+        with np.errstate(invalid="ignore", over="ignore"):  # where a map is not finite all of it becomes NaN
+            first, second = sums.sum(axis=0) / (batch * height * width)
+            mean, variance = first + shift, np.maximum(second - first**2, 0)  # of equal numbers it may come out below 0
         _move_statistics(norm, mean, variance, batch * height * width)
         inverse = 1 / np.sqrt(variance + norm.eps)
         gain = weight.detach().numpy() * inverse
@@ -83,6 +124,14 @@ class _NormPoolRelu(torch.autograd.Function):
         return below, torch.from_numpy(_single(of_weight)), torch.from_numpy(_single(of_bias)), None
 
 
+def _some_mean(maps: Tensor) -> NDArray[np.float32]:
+    """A mean of a few pixels of each channel, away from the border: the sums of squares lose few digits around it."""
+    height, width = maps.shape[2:]
+    few = maps[0, :, height // 8 :: max(1, height // 4), width // 8 :: max(1, width // 4)]
+    mean: NDArray[np.float32] = few.float().numpy().mean(axis=(1, 2), dtype=np.float32)
+    return mean
+
+
 def _move_statistics(norm: nn.BatchNorm2d, mean: Array, variance: Array, count: int) -> None:
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
     assert norm.momentum is not None
@@ -109,11 +158,13 @@ def _in_parts(alone: Kernel, parallel: Kernel, batch: int, *arrays: Array) -> No
         alone(*arrays, 0, batch)
         return
     with _one_at_a_time:
-        # OpenMP first: its library is the one that torch has loaded, and so are its threads. Others would wait for
-        # a core on which torch's still spin.
+        # OpenMP first: its calls end in the library that torch has loaded, so the threads are the same. Others would
+        # wait for a core on which torch's still spin: 10 % of a step at 96 px.
         settings: Any = numba.config
         settings.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
         numba.set_num_threads(min(threads, settings.NUMBA_NUM_THREADS))
+        if torch.get_num_threads() != threads:  # Numba's first call has told the common library: all cores
+            torch.set_num_threads(threads)
         parallel(*arrays, threads)
 
 
@@ -209,7 +260,9 @@ def _pool(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array,
                     best, place = (v1, 1) if v1 > v0 else (v0, 0)
                     best, place = (v2, 2) if v2 > best else (best, place)
                     best, place = (v3, 3) if v3 > best else (best, place)
-                    best, place = (np.float32(0), NOWHERE) if best <= 0 else (best, place)  # NaN goes on
+                    best, place = (
+                        (np.float32(0), NOWHERE) if best <= 0 else (best, place)
+                    )  # a NaN, then all are, goes on
                     pooled[picture, y, x, c] = _narrow(best, pooled)
                     places[picture, y, x, c] = place
 

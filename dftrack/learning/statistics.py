@@ -70,7 +70,8 @@ def group_intervals(
     pictures. Log loss and Brier score are means of skewed losses: theirs is the studentised bootstrap on the logarithm,
     neither side shorter than Student's t. Why not percentiles: with 60 groups of 1 to 10 pictures and an AUC of 0.97
     they held the true AUC in 89 to 91 % of the samples (too narrow, not skewed enough near 1), BCa in 92 to 94 %, this
-    in 94 to 95 %. docs/judge-and-verify.md says what it reaches for every metric; benchmarks/coverage.py measures it.
+    in 94 to 95 %. docs/judge-and-verify.md says what it reaches for every metric; measured by
+    benchmarks/interval_coverage.py.
     Sources: Hesterberg 2015 (narrowness of the percentiles, t for z), Pepe 2003 (logit of the AUC), Korn and Graubard
     1998 and Dean and Pagano 2015 (shares in clustered samples), Davison and Hinkley 1997 (studentised), Kish 1965.
     """

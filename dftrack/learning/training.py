@@ -14,7 +14,6 @@ from dftrack.config import TrainConfig
 from dftrack.data.batches import Batch, Batches
 from dftrack.data.cache import Split
 from dftrack.errors import TrainingError
-from dftrack.learning import fused
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
 from dftrack.learning.model import FaceCNN, normalise
@@ -70,6 +69,8 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
     """The state before the first step. `model` is moved to `device`; `images` is the number of training images."""
     model = model.to(device)
     if device == "cpu":
+        from dftrack.learning import fused  # here: what trains on a card needs no compiler
+
         fused.load(AUTOCAST.get(precision, torch.float32))
     return State(
         model=model,
