@@ -1,6 +1,6 @@
 """Do 95 % intervals hold the true value in 95 % of samples? A simulation in which the truth is known exactly.
 
-Run: nice python benchmarks/interval_coverage.py [simulations] [metric ...]. About 0.1 s a simulation and setting on a core.
+Run: nice python benchmarks/interval_coverage.py [simulations] [metric ...]. 0.1 s a simulation and setting on one core.
 Wanted: between 93 and 97 % for each metric and setting, within the Monte-Carlo error that stands beside it.
 
 Groups hold 1 to 10 pictures. A picture's margin is normal with variance 1, of which the share RHO is its group's own:
