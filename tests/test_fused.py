@@ -13,7 +13,7 @@ from numba.core import caching
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dftrack.learning import fused
+from dftrack.learning import compiled, fused
 from dftrack.learning.fused import norm_pool_relu
 
 SHAPES = [(4, 32, 16, 16), (3, 5, 9, 7), (1, 1, 2, 3)]  # vectors filled and not; odd sides; hardly anything
@@ -131,7 +131,7 @@ def test_a_kernel_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch:
     monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
     with pytest.raises(RuntimeError, match="no locator"):
         numba.njit(cache=True)(fused._sum_up.py_func)
-    kernel = fused._compiled(fused._sum_up.py_func)
+    kernel = compiled.compiled(fused._sum_up.py_func)
     maps, sums = torch.ones(1, 2, 2, 3), torch.zeros(1, 2, 3, dtype=torch.float64)
     kernel(maps.numpy(), torch.zeros(3).numpy(), sums.numpy(), 0, 1)
     assert sums.tolist() == [[[4.0] * 3] * 2]

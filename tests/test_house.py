@@ -125,7 +125,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "dftrack.learning.judgement_figures",
     ),
     "captum": ("dftrack.learning.explain",),
-    "numba": ("dftrack.learning.fused",),
+    "numba": ("dftrack.learning.compiled",),
     "uvicorn": ("dftrack.server",),
     "cv2": ("dftrack.data.faces",),
     "onnx": ("dftrack.export",),

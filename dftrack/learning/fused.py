@@ -5,31 +5,20 @@ BatchNorm gives is never written down. What is computed is the same: float32 ins
 type of the maps. Only the order in which means are added up differs, and it depends on no number of threads.
 """
 
-import logging
-import threading
-from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
-import numba
 import numpy as np
 import torch
-from filelock import FileLock
-from numba.core.dispatcher import Dispatcher
-from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dftrack.learning import compiled
+from dftrack.learning.compiled import Array, bits, narrow, prange, run, wide
+
 NOWHERE = 4  # instead of the place 0 to 3 of the maximum: ReLU took it, no gradient comes from there
-
-Kernel = TypeVar("Kernel", bound=Callable[..., None])
-Array = NDArray[Any]
-
-_log = logging.getLogger(__name__)
-_one_at_a_time = threading.Lock()  # the simplest of Numba's thread pools ends a process that uses it from two threads
 
 
 def norm_pool_relu(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -42,24 +31,8 @@ def norm_pool_relu(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def load(dtype: torch.dtype) -> None:
-    """Compile what maps of `dtype` need, or read it from where it was kept: 7 s or 0.4 s once in a process.
-
-    What was kept is tried first. If it does not do its work (cut off, or another's), or nothing more can be kept (a
-    full disk), all is compiled for this process alone.
-    """
-    kernels: list[Any] = [thing for thing in globals().values() if isinstance(thing, Dispatcher)]
-    kept = kernels[0].stats.cache_path
-    with FileLock(Path(kept, "dftrack.lock")) if kept else nullcontext():  # Numba keeps without regard to others
-        try:
-            if _works(dtype):
-                return
-        except Exception as error:  # whatever a damaged file leads to
-            _log.debug("kernels kept in %s: %s", kept, error)
-        for kernel in kernels:
-            kernel._cache.disable()
-            kernel.overloads.clear()
-            kernel._reset_overloads()
-    assert _works(dtype), "the compiled kernels compute something else than torch"
+    """Compile what maps of `dtype` need, or read it from where it was kept: 7 s or 0.4 s once in a process."""
+    compiled.load(KERNELS, partial(_works, dtype))
 
 
 def _works(dtype: torch.dtype) -> bool:
@@ -88,7 +61,7 @@ class _NormPoolRelu(torch.autograd.Function):
         batch, channels, height, width = maps.shape
         shift = _some_mean(maps)
         sums = np.empty((batch, 2, channels))
-        _in_parts(_sum_up, _sum_up_parts, batch, _rows(maps), shift, sums)
+        run(_sum_up, _sum_up_parts, batch, _rows(maps), shift, sums)
         with np.errstate(invalid="ignore", over="ignore"):  # where a map is not finite all of it becomes NaN
             first, second = sums.sum(axis=0) / (batch * height * width)
             mean, variance = first + shift, np.maximum(second - first**2, 0)  # of equal numbers it may come out below 0
@@ -99,7 +72,7 @@ class _NormPoolRelu(torch.autograd.Function):
         sizes, layout = (batch, channels, height // 2, width // 2), torch.channels_last
         pooled = torch.empty(sizes, dtype=maps.dtype, memory_format=layout)
         places = torch.empty(sizes, dtype=torch.uint8, memory_format=layout)
-        _in_parts(_pool, _pool_parts, batch, _rows(maps), _single(gain), _single(offset), _rows(pooled), _rows(places))
+        run(_pool, _pool_parts, batch, _rows(maps), _single(gain), _single(offset), _rows(pooled), _rows(places))
         ctx.save_for_backward(maps, places)
         ctx.mean, ctx.inverse, ctx.gain = mean, inverse, gain
         return pooled
@@ -112,7 +85,7 @@ class _NormPoolRelu(torch.autograd.Function):
         rows, where = _rows(maps), _rows(places)
         above = _rows(grad.contiguous(memory_format=torch.channels_last))
         sums = np.empty((batch, 2, channels))
-        _in_parts(_sum_gradients, _sum_gradients_parts, batch, rows, where, above, _single(ctx.mean), sums)
+        run(_sum_gradients, _sum_gradients_parts, batch, rows, where, above, _single(ctx.mean), sums)
         of_bias, of_weight = sums.sum(axis=0)
         of_weight = of_weight * ctx.inverse
         # d/dx = gain * (g - mean(g) - xhat * mean(g * xhat)), written as gain * g + slope * x + offset
@@ -120,7 +93,7 @@ class _NormPoolRelu(torch.autograd.Function):
         offset = -ctx.gain * of_bias / (batch * height * width) - slope * ctx.mean
         below = torch.empty_like(maps)
         factors = (_single(ctx.gain), _single(slope), _single(offset))
-        _in_parts(_spread, _spread_parts, batch, rows, where, above, *factors, _rows(below))
+        run(_spread, _spread_parts, batch, rows, where, above, *factors, _rows(below))
         return below, torch.from_numpy(_single(of_weight)), torch.from_numpy(_single(of_bias)), None
 
 
@@ -141,91 +114,19 @@ def _move_statistics(norm: nn.BatchNorm2d, mean: Array, variance: Array, count: 
 
 
 def _rows(maps: Tensor) -> Array:
-    """(B, C, H, W) channels last -> the same memory as (B, H, W, C); bfloat16, which NumPy has not, as its 16 bits."""
-    bits = maps.detach().permute(0, 2, 3, 1)
-    rows: Array = (bits.view(torch.uint16) if maps.dtype == torch.bfloat16 else bits).numpy()
-    return rows
+    """(B, C, H, W) channels last -> the same memory as (B, H, W, C)."""
+    return bits(maps.permute(0, 2, 3, 1))
 
 
 def _single(vector: Array) -> NDArray[np.float32]:
     return vector.astype(np.float32)
 
 
-def _in_parts(alone: Kernel, parallel: Kernel, batch: int, *arrays: Array) -> None:
-    """Run a kernel over all pictures, with as many threads as torch has."""
-    threads = torch.get_num_threads()
-    if threads == 1:  # no pool of threads: it would not outlive a fork
-        alone(*arrays, 0, batch)
-        return
-    with _one_at_a_time:
-        # OpenMP first: its calls end in the library that torch has loaded, so the threads are the same. Others would
-        # wait for a core on which torch's still spin: 10 % of a step at 96 px.
-        settings: Any = numba.config
-        settings.THREADING_LAYER_PRIORITY = ["omp", "tbb", "workqueue"]
-        numba.set_num_threads(min(threads, settings.NUMBA_NUM_THREADS))
-        if torch.get_num_threads() != threads:  # Numba's first call has told the common library: all cores
-            torch.set_num_threads(threads)
-        parallel(*arrays, threads)
-
-
-def _compiled(kernel: Kernel) -> Kernel:
-    return _kept(kernel, parallel=False)
-
-
-def _compiled_in_parts(kernel: Kernel) -> Kernel:
-    return _kept(kernel, parallel=True)
-
-
-def _kept(kernel: Kernel, *, parallel: bool) -> Kernel:
-    """`kernel`, compiled at its first call and kept beside this file or in the user's cache, where either can be."""
-    # A product and a sum may be rounded once. Nothing else may be changed: NaN and infinity must come through.
-    options: Any = {"nogil": True, "parallel": parallel, "fastmath": {"contract"}, "error_model": "numpy"}
-    njit: Any = numba.njit
-    try:
-        compiled: Kernel = njit(cache=True, **options)(kernel)
-    except RuntimeError:  # neither can be written to
-        compiled = njit(**options)(kernel)
-    return compiled
-
-
-def _wide(value: Any) -> Any:
-    """A number of the maps as float32. Only for compiled code: see `_wide_for`."""
-    raise NotImplementedError
-
-
-def _narrow(value: Any, array: Any) -> Any:
-    """A float32 as `array` holds it, to nearest, ties to even. Only for compiled code: see `_narrow_for`."""
-    raise NotImplementedError
-
-
-@overload(_wide, inline="always")
-def _wide_for(value: Any) -> Any:
-    def from_bits(value: Any) -> Any:
-        return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
-
-    def as_it_is(value: Any) -> Any:
-        return value
-
-    return from_bits if isinstance(value, numba.types.Integer) else as_it_is
-
-
-@overload(_narrow, inline="always")
-def _narrow_for(value: Any, array: Any) -> Any:
-    def to_bits(value: Any, array: Any) -> Any:
-        bits = np.float32(value).view(np.uint32)
-        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-    def as_it_is(value: Any, array: Any) -> Any:
-        return np.float32(value)
-
-    return to_bits if isinstance(array.dtype, numba.types.Integer) else as_it_is
-
-
 # The kernels. Each does the pictures `first` to `last` and knows nothing of the others; the innermost loop goes over
 # channels, which lie side by side, and becomes vector instructions. A row is added up in float32, rows in float64.
 
 
-@_compiled
+@compiled.compiled
 def _sum_up(maps: Array, shift: Array, sums: Array, first: int, last: int) -> None:
     """sums[picture] = (sum of x - shift, sum of its squares) for each channel."""
     _, height, width, channels = maps.shape
@@ -237,7 +138,7 @@ def _sum_up(maps: Array, shift: Array, sums: Array, first: int, last: int) -> No
             squares[:] = 0
             for x in range(width):
                 for c in range(channels):
-                    value = _wide(maps[picture, y, x, c]) - shift[c]
+                    value = wide(maps[picture, y, x, c]) - shift[c]
                     total[c] += value
                     squares[c] += value * value
             for c in range(channels):
@@ -245,7 +146,7 @@ def _sum_up(maps: Array, shift: Array, sums: Array, first: int, last: int) -> No
                 sums[picture, 1, c] += squares[c]
 
 
-@_compiled
+@compiled.compiled
 def _pool(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array, first: int, last: int) -> None:
     """pooled = relu(max of 2 x 2 (gain * x + offset)); places = which of the four is the first largest, or NOWHERE."""
     _, height, width, channels = pooled.shape
@@ -253,21 +154,21 @@ def _pool(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array,
         for y in range(height):
             for x in range(width):
                 for c in range(channels):
-                    v0 = _wide(_narrow(_wide(maps[picture, 2 * y, 2 * x, c]) * gain[c] + offset[c], pooled))
-                    v1 = _wide(_narrow(_wide(maps[picture, 2 * y, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
-                    v2 = _wide(_narrow(_wide(maps[picture, 2 * y + 1, 2 * x, c]) * gain[c] + offset[c], pooled))
-                    v3 = _wide(_narrow(_wide(maps[picture, 2 * y + 1, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
+                    v0 = wide(narrow(wide(maps[picture, 2 * y, 2 * x, c]) * gain[c] + offset[c], pooled))
+                    v1 = wide(narrow(wide(maps[picture, 2 * y, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
+                    v2 = wide(narrow(wide(maps[picture, 2 * y + 1, 2 * x, c]) * gain[c] + offset[c], pooled))
+                    v3 = wide(narrow(wide(maps[picture, 2 * y + 1, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
                     best, place = (v1, 1) if v1 > v0 else (v0, 0)
                     best, place = (v2, 2) if v2 > best else (best, place)
                     best, place = (v3, 3) if v3 > best else (best, place)
                     best, place = (
                         (np.float32(0), NOWHERE) if best <= 0 else (best, place)
                     )  # a NaN, then all are, goes on
-                    pooled[picture, y, x, c] = _narrow(best, pooled)
+                    pooled[picture, y, x, c] = narrow(best, pooled)
                     places[picture, y, x, c] = place
 
 
-@_compiled
+@compiled.compiled
 def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: Array, first: int, last: int) -> None:
     """sums[picture] = (sum of g, sum of g * (x - mean)) for each channel, g the gradient at the place it comes from."""
     _, height, width, channels = places.shape
@@ -286,16 +187,16 @@ def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: A
                     origin = m1 if place == 1 else m0
                     origin = m2 if place == 2 else origin
                     origin = m3 if place == 3 else origin
-                    g = _wide(grad[picture, y, x, c])
+                    g = wide(grad[picture, y, x, c])
                     g = np.float32(0) if place == NOWHERE else g
                     total[c] += g
-                    product[c] += g * (_wide(origin) - mean[c])
+                    product[c] += g * (wide(origin) - mean[c])
             for c in range(channels):
                 sums[picture, 0, c] += total[c]
                 sums[picture, 1, c] += product[c]
 
 
-@_compiled
+@compiled.compiled
 def _spread(
     maps: Array,
     places: Array,
@@ -317,37 +218,40 @@ def _spread(
                     place = 2 * (y % 2) + x % 2
                     for c in range(channels):
                         here = places[picture, y // 2, x // 2, c] == place
-                        g = gain[c] * _wide(grad[picture, y // 2, x // 2, c]) if here else np.float32(0)
-                        value = g + (_wide(maps[picture, y, x, c]) * slope[c] + offset[c])
-                        below[picture, y, x, c] = _narrow(value, below)
+                        g = gain[c] * wide(grad[picture, y // 2, x // 2, c]) if here else np.float32(0)
+                        value = g + (wide(maps[picture, y, x, c]) * slope[c] + offset[c])
+                        below[picture, y, x, c] = narrow(value, below)
                 else:
                     for c in range(channels):
-                        value = _wide(maps[picture, y, x, c]) * slope[c] + offset[c]
-                        below[picture, y, x, c] = _narrow(value, below)
+                        value = wide(maps[picture, y, x, c]) * slope[c] + offset[c]
+                        below[picture, y, x, c] = narrow(value, below)
 
 
-@_compiled_in_parts
+@compiled.compiled_in_parts
 def _sum_up_parts(maps: Array, shift: Array, sums: Array, parts: int) -> None:
-    for part in numba.prange(parts):
+    for part in prange(parts):
         _sum_up(maps, shift, sums, part * len(maps) // parts, (part + 1) * len(maps) // parts)
 
 
-@_compiled_in_parts
+@compiled.compiled_in_parts
 def _pool_parts(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array, parts: int) -> None:
-    for part in numba.prange(parts):
+    for part in prange(parts):
         _pool(maps, gain, offset, pooled, places, part * len(maps) // parts, (part + 1) * len(maps) // parts)
 
 
-@_compiled_in_parts
+@compiled.compiled_in_parts
 def _sum_gradients_parts(maps: Array, places: Array, grad: Array, mean: Array, sums: Array, parts: int) -> None:
-    for part in numba.prange(parts):
+    for part in prange(parts):
         _sum_gradients(maps, places, grad, mean, sums, part * len(maps) // parts, (part + 1) * len(maps) // parts)
 
 
-@_compiled_in_parts
+@compiled.compiled_in_parts
 def _spread_parts(
     maps: Array, places: Array, grad: Array, gain: Array, slope: Array, offset: Array, below: Array, parts: int
 ) -> None:
-    for part in numba.prange(parts):
+    for part in prange(parts):
         start, end = part * len(maps) // parts, (part + 1) * len(maps) // parts
         _spread(maps, places, grad, gain, slope, offset, below, start, end)
+
+
+KERNELS = (_sum_up, _pool, _sum_gradients, _spread, _sum_up_parts, _pool_parts, _sum_gradients_parts, _spread_parts)
