@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import torch
 from filelock import FileLock
-from numba.extending import overload
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,10 +37,21 @@ def compiled_in_parts(kernel: Kernel) -> Kernel:
     return _kept(kernel, parallel=True)
 
 
-def _kept(kernel: Kernel, *, parallel: bool) -> Kernel:
+def compiled_exactly(kernel: Kernel) -> Kernel:
+    """`compiled`, each operation rounded as it is written."""
+    return _kept(kernel, parallel=False, exactly=True)
+
+
+def compiled_exactly_in_parts(kernel: Kernel) -> Kernel:
+    """`compiled_in_parts`, each operation rounded as it is written."""
+    return _kept(kernel, parallel=True, exactly=True)
+
+
+def _kept(kernel: Kernel, *, parallel: bool, exactly: bool = False) -> Kernel:
     """`kernel`, compiled at its first call and kept beside its file or in the user's cache, where either can be."""
     # A product and a sum may be rounded once. Nothing else may be changed: NaN and infinity must come through.
-    options: Any = {"nogil": True, "parallel": parallel, "fastmath": {"contract"}, "error_model": "numpy"}
+    rules = set() if exactly else {"contract"}
+    options: Any = {"nogil": True, "parallel": parallel, "fastmath": rules, "error_model": "numpy"}
     njit: Any = numba.njit
     try:
         compiled: Kernel = njit(cache=True, **options)(kernel)
@@ -105,6 +116,19 @@ def wide(value: Any) -> Any:
 def narrow(value: Any, array: Any) -> Any:
     """A float32 as `array` holds it, to nearest, ties to even. Only for compiled code: see `_narrow`."""
     raise NotImplementedError
+
+
+def _fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c of three float32, rounded once. Only for compiled code."""
+    kind = numba.types.float32
+
+    def code(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return kind(kind, kind, kind), code
+
+
+fma: Any = intrinsic(_fma)
 
 
 @overload(wide, inline="always")

@@ -7,15 +7,17 @@ convolutions have no bias (BatchNorm takes the mean away again; see `fold_biases
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dftrack.config import POOLINGS, ModelConfig
 from dftrack.errors import SettingError
+
+if TYPE_CHECKING:
+    from dftrack.learning.narrow import NarrowWeight
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet, RGB in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -36,7 +38,7 @@ class FaceCNN(nn.Module):
             )
         self.image_size = image_size
         self.spare: Tensor | None = None  # memory for the next gradient of `fc1.weight`, see `reuse_gradient`
-        self.narrow: Tensor | None = None  # memory for `fc1.weight` in the type of autocast
+        self.narrow: NarrowWeight | None = None  # of `fc1.weight`, while it trains in bfloat16 on a CPU
 
         def convolution(block: int) -> nn.Conv2d:
             ins, outs = CHANNELS[block - 1 : block + 1]
@@ -68,11 +70,10 @@ class FaceCNN(nn.Module):
     def _linear(self, maps: Tensor) -> Tensor:
         """(B, M) -> (B, 512), before ReLU; the bits and the type of `fc1` whichever way it goes."""
         hidden: Tensor
-        if self.spare is None:
+        if self.narrow is not None and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled():
+            hidden = self.narrow.linear(maps, self.fc1.bias)
+        elif self.spare is None or torch.is_autocast_enabled("cpu"):
             hidden = self.fc1(maps)
-        elif torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            hidden = _NarrowLinear.apply(maps, self.fc1.weight, self.fc1.bias, self, dtype)
         else:
             hidden = _SparingLinear.apply(maps, self.fc1.weight, self.fc1.bias, self)
         return hidden
@@ -100,32 +101,6 @@ class _SparingLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         spare, ctx.model.spare = ctx.model.spare, None  # the second, as in a sum over two losses, gets new memory
         return grad.mm(weight), torch.mm(grad.t(), inputs, out=spare), grad.sum(0), None
-
-
-class _NarrowLinear(torch.autograd.Function):
-    """The same under autocast. The weight is cast into memory that its model keeps, `narrow`, and the gradient in that
-    type is written over it when it is not needed any more: three new arrays of this size less in a step.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, model: FaceCNN, dtype: torch.dtype) -> Tensor:
-        narrow, model.narrow = model.narrow, None  # the second forward before a backward gets new memory
-        if narrow is None or narrow.dtype != dtype:
-            narrow = torch.empty_like(weight, dtype=dtype)
-        ctx.save_for_backward(inputs.to(dtype))
-        ctx.model, ctx.narrow = model, narrow.copy_(weight)
-        return torch.addmm(bias.to(dtype), inputs.to(dtype), narrow.t())
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        (inputs,), model, narrow = ctx.saved_tensors, ctx.model, ctx.narrow
-        below = grad.mm(narrow)
-        torch.mm(grad.t(), inputs, out=narrow)
-        spare, model.spare = model.spare, None
-        whole = narrow.float() if spare is None else spare.copy_(narrow)
-        model.narrow = narrow
-        return below, whole, grad.sum(0).float(), None, None
 
 
 def build_model(config: ModelConfig, image_size: int) -> FaceCNN:

@@ -69,9 +69,7 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
     """The state before the first step. `model` is moved to `device`; `images` is the number of training images."""
     model = model.to(device)
     if device == "cpu":
-        from dftrack.learning import fused  # here: what trains on a card needs no compiler
-
-        fused.load(AUTOCAST.get(precision, torch.float32))
+        _prepare_cpu(model, config, precision)
     return State(
         model=model,
         optimizer=new_optimizer(model.parameters(), config),
@@ -82,11 +80,23 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
     )
 
 
+def _prepare_cpu(model: FaceCNN, config: TrainConfig, precision: str) -> None:
+    from dftrack.learning import fused, narrow  # here: what trains on a card needs no compiler
+
+    fused.load(AUTOCAST.get(precision, torch.float32))
+    if precision == "bf16":
+        narrow.load(config.optimizer)
+        model.narrow = narrow.NarrowWeight(model.fc1.weight)
+
+
 def let_go(state: State) -> None:
     """Give back what only training needs, gradients and the optimizer's moments: 3 x the weights. It cannot go on."""
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer.state.clear()
-    state.model.spare = state.model.narrow = None
+    state.model.spare = None
+    if state.model.narrow is not None:
+        state.model.narrow.let_go()
+        state.model.narrow = None
     trim_allocator()
 
 
@@ -159,6 +169,8 @@ def _train_step(state: State, batch: Batch) -> _Loss:
     torch.autograd.backward(state.scaler.scale(loss))
     if not state.scaler.is_enabled():  # fused optimizers skip the update where this is 1, without waiting for the card
         state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined] # as the scaler does
+    if state.model.narrow is not None:
+        state.model.narrow.step(state.optimizer)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     with torch.no_grad():
