@@ -172,7 +172,7 @@ def _pool(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array,
 def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: Array, first: int, last: int) -> None:
     """sums[picture] = (sum of g, sum of g * (x - mean)) for each channel, g the gradient at the place it comes from."""
     _, height, width, channels = places.shape
-    total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    total, product, zero = np.empty(channels, np.float32), np.empty(channels, np.float32), np.float32(0)
     for picture in range(first, last):
         sums[picture] = 0
         for y in range(height):
@@ -180,17 +180,15 @@ def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: A
             product[:] = 0
             for x in range(width):
                 for c in range(channels):
-                    place = places[picture, y, x, c]
-                    # all four are read, and chosen from: what is read on a condition makes no vector instructions
-                    m0, m1 = maps[picture, 2 * y, 2 * x, c], maps[picture, 2 * y, 2 * x + 1, c]
-                    m2, m3 = maps[picture, 2 * y + 1, 2 * x, c], maps[picture, 2 * y + 1, 2 * x + 1, c]
-                    origin = m1 if place == 1 else m0
-                    origin = m2 if place == 2 else origin
-                    origin = m3 if place == 3 else origin
-                    g = wide(grad[picture, y, x, c])
-                    g = np.float32(0) if place == NOWHERE else g
-                    total[c] += g
-                    product[c] += g * (wide(origin) - mean[c])
+                    place, g = places[picture, y, x, c], wide(grad[picture, y, x, c])
+                    total[c] += zero if place == NOWHERE else g
+                    # all four count, three of them nothing: what is read on a condition makes no vector instructions
+                    m0, m1 = wide(maps[picture, 2 * y, 2 * x, c]), wide(maps[picture, 2 * y, 2 * x + 1, c])
+                    m2, m3 = wide(maps[picture, 2 * y + 1, 2 * x, c]), wide(maps[picture, 2 * y + 1, 2 * x + 1, c])
+                    product[c] += (g if place == 0 else zero) * (m0 - mean[c])
+                    product[c] += (g if place == 1 else zero) * (m1 - mean[c])
+                    product[c] += (g if place == 2 else zero) * (m2 - mean[c])
+                    product[c] += (g if place == 3 else zero) * (m3 - mean[c])
             for c in range(channels):
                 sums[picture, 0, c] += total[c]
                 sums[picture, 1, c] += product[c]
