@@ -21,7 +21,7 @@ from dftrack.errors import Abandoned, BusyExperiment, DataError, DftrackError, I
 from dftrack.files import write_text
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.model import build_model
-from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, let_go, new_scaler, new_state
+from dftrack.learning.training import Epoch, NonFiniteError, State, Step, fit, let_go, new_state, set_precision
 from dftrack.recording import Final, Trained, evaluate_and_record, record_start
 from dftrack.runtime import StopRequests, pick_device, pick_precision
 from dftrack.tracking import Run, Tracker, open_tracker
@@ -176,7 +176,7 @@ class Training:
             yield Notice(f"{error.message}: going on in fp32 from the last good state")
             run.set_tags({"dftrack.fp32_retry": error.message})
         self.state = self._restored("fp32")
-        self.state.precision, self.state.scaler = "fp32", new_scaler("fp32", self._device)
+        set_precision(self.state, "fp32")
         run.forget_epochs(self.state.epoch)
         return (yield from self._train(run, plan, stop))
 

@@ -21,11 +21,10 @@ CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, augmentation="f
 TRAIN, VAL = made_split("train", 30), made_split("val", 12, seed=1)
 
 
-def fresh(config: TrainConfig = CONFIG, kernel: int = 3) -> State:
+def fresh(config: TrainConfig = CONFIG, kernel: int = 3, precision: str = "fp32") -> State:
     torch.manual_seed(config.seed)
-    return new_state(
-        build_model(ModelConfig(kernel_size=kernel), 16), config, images=30, precision="fp32", device="cpu"
-    )
+    model = build_model(ModelConfig(kernel_size=kernel), 16)
+    return new_state(model, config, images=30, precision=precision, device="cpu")
 
 
 def go_on(state: State, config: TrainConfig = CONFIG, *, stop_after: int | None = None) -> State:
@@ -49,15 +48,18 @@ def same_bits(one: State, other: State) -> bool:
     )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_stopping_after_any_event_and_resuming_gives_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+def test_stopping_after_any_event_and_resuming_gives_the_same_bits(
+    tmp_path: Path, optimizer: str, precision: str
+) -> None:
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    undisturbed = go_on(fresh(config, kernel=5), config)
+    undisturbed = go_on(fresh(config, kernel=5, precision=precision), config)
     for event in range(1, 11):  # (4 steps + 1 epoch) x 2
         checkpoints = Checkpoints(tmp_path / f"{event}", every_seconds=0)
-        checkpoints.save(go_on(fresh(config, kernel=5), config, stop_after=event))
+        checkpoints.save(go_on(fresh(config, kernel=5, precision=precision), config, stop_after=event))
         torch.rand(event)  # the new process stands elsewhere in the global generator
-        resumed = fresh(config, kernel=5)
+        resumed = fresh(config, kernel=5, precision=precision)
         assert checkpoints.restore(resumed)
         go_on(resumed, config)
         assert same_bits(resumed, undisturbed), f"resuming after event {event} ended elsewhere"
@@ -65,6 +67,15 @@ def test_stopping_after_any_event_and_resuming_gives_the_same_bits(tmp_path: Pat
             assert {k: v for k, v in one.items() if not k.startswith("time/")} == {
                 k: v for k, v in other.items() if not k.startswith("time/")
             }, f"the recorded curve after event {event} differs"
+
+
+def test_a_training_that_fell_back_to_fp32_goes_on_in_it_where_bf16_was_asked_for(tmp_path: Path) -> None:
+    undisturbed = go_on(fresh())
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    checkpoints.save(go_on(fresh(), stop_after=3))
+    resumed = fresh(precision="bf16")
+    assert checkpoints.restore(resumed) and resumed.precision == "fp32"
+    assert same_bits(go_on(resumed), undisturbed), "bfloat16 had a hand in it"
 
 
 def test_two_checkpoints_are_kept_and_nothing_else(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dftrack.errors import StoreError
 from dftrack.files import sha256, usual_mode, write_aside, write_text
-from dftrack.learning.training import NonFiniteError, State, new_scaler
+from dftrack.learning.training import NonFiniteError, State, set_precision
 
 KEPT = 2
 LIST = "checkpoints.json"
@@ -123,9 +123,9 @@ def _load(path: Path, state: State) -> None:
             state.scores.copy_(file.get_tensor("scores"))
             state.loss_sum.copy_(file.get_tensor("loss_sum"))
             torch.set_rng_state(file.get_tensor("torch_random"))
-    state.precision, state.seconds, state.history = plain["precision"], plain["seconds"], plain["history"]
     state.epoch, state.step = plain["epoch"], plain["step"]
-    state.scaler = new_scaler(state.precision, state.scores.device.type)  # a training may have fallen back to fp32
+    state.seconds, state.history = plain["seconds"], plain["history"]
+    set_precision(state, plain["precision"])  # a training may have fallen back to fp32
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(plain["scaler"])
 

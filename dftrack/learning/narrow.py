@@ -120,9 +120,9 @@ def _run(alone: Kernel, in_parts: Kernel, tensors: Sequence[Tensor], factors: Se
     run(alone, in_parts, tensors[0].numel(), *(bits(one.view(-1)) for one in tensors), np.array(factors, np.float32))
 
 
-def load(optimizer: str) -> None:
-    """Compile what the step of "adam", "adamw" or "sgd" needs, or read it from where it was kept."""
-    if optimizer == "sgd":
+def load(optimizer: torch.optim.Optimizer) -> None:
+    """Compile what the step of `optimizer` needs (Adam, AdamW, SGD), or read it from where it was kept."""
+    if isinstance(optimizer, torch.optim.SGD):
         compiled.load((_sgd, _sgd_in_parts), partial(_works, torch.optim.SGD))
     else:
         compiled.load((_adam, _adam_in_parts), partial(_works, torch.optim.Adam))

@@ -68,25 +68,36 @@ class State:
 def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: str, device: str) -> State:
     """The state before the first step. `model` is moved to `device`; `images` is the number of training images."""
     model = model.to(device)
-    if device == "cpu":
-        _prepare_cpu(model, config, precision)
-    return State(
+    state = State(
         model=model,
         optimizer=new_optimizer(model.parameters(), config),
-        scaler=new_scaler(precision, device),
-        precision=precision,
+        scaler=_new_scaler("fp32", device),
+        precision="fp32",
         scores=torch.zeros(images, dtype=torch.float32, device=device),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
     )
+    set_precision(state, precision)
+    return state
 
 
-def _prepare_cpu(model: FaceCNN, config: TrainConfig, precision: str) -> None:
-    from dftrack.learning import fused, narrow  # here: what trains on a card needs no compiler
+def set_precision(state: State, precision: str) -> None:
+    """Let the steps to come be in "fp32", "bf16" or "fp16"; on a CPU what they need is compiled now."""
+    device = state.scores.device.type
+    state.precision, state.scaler = precision, _new_scaler(precision, device)
+    _widen(state.model)
+    if device == "cpu":
+        from dftrack.learning import fused, narrow  # here: what trains on a card needs no compiler
 
-    fused.load(AUTOCAST.get(precision, torch.float32))
-    if precision == "bf16":
-        narrow.load(config.optimizer)
-        model.narrow = narrow.NarrowWeight(model.fc1.weight)
+        fused.load(AUTOCAST.get(precision, torch.float32))
+        if precision == "bf16":
+            narrow.load(state.optimizer)
+            state.model.narrow = narrow.NarrowWeight(state.model.fc1.weight)
+
+
+def _widen(model: FaceCNN) -> None:
+    if model.narrow is not None:
+        model.narrow.let_go()
+        model.narrow = None
 
 
 def let_go(state: State) -> None:
@@ -94,13 +105,11 @@ def let_go(state: State) -> None:
     state.optimizer.zero_grad(set_to_none=True)
     state.optimizer.state.clear()
     state.model.spare = None
-    if state.model.narrow is not None:
-        state.model.narrow.let_go()
-        state.model.narrow = None
+    _widen(state.model)
     trim_allocator()
 
 
-def new_scaler(precision: str, device: str) -> torch.amp.GradScaler:
+def _new_scaler(precision: str, device: str) -> torch.amp.GradScaler:
     """The gradient scaler that fp16 needs; one that does nothing for the other precisions."""
     return torch.amp.GradScaler(device, enabled=precision == "fp16")
 
