@@ -294,6 +294,12 @@ def textbook_obuchowski(first: FloatArray, second: FloatArray, labels: IntArray,
     return covariance(0, 0) + covariance(1, 1) - 2 * covariance(0, 1)
 
 
+def test_scores_in_float32_are_ranked_and_compared_in_float64() -> None:
+    first, second = np.random.default_rng(0).random((2, 90), dtype=np.float32)
+    labels = np.arange(90) % 7 % 2
+    assert statistics.delong(first, second, labels) == statistics.delong(np.float64(first), np.float64(second), labels)
+
+
 @pytest.mark.parametrize("seed", range(100))
 def test_delong_agrees_with_the_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -238,7 +238,7 @@ def test_similarity_is_spearmans_correlation_with_ties_shared() -> None:
     first, second = rng.integers(0, 9, (2, 4, 7, 7)).astype(np.float32)
     shown = np.zeros(4, bool)
     one, two = (HeatMaps(heat, shown, shown.astype(np.float32), shown.astype(np.int64)) for heat in (first, second))
-    expected = [stats.spearmanr(a, b, axis=None).statistic for a, b in zip(first, second, strict=True)]
+    expected = [stats.spearmanr(a, b, axis=None).statistic for a, b in zip(*np.float64((first, second)), strict=True)]
     assert similarity(one, two) == pytest.approx(expected, abs=1e-12)
 
 

@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import Parameter
 
+from dftrack.config import Optimizer, TrainConfig
 from dftrack.learning import compiled
 from dftrack.learning.compiled import Array, Kernel, bits, fma, narrow, prange, run, wide
+from dftrack.learning.optimizers import new_optimizer
 
 
 class NarrowWeight:
@@ -123,15 +125,16 @@ def _run(alone: Kernel, in_parts: Kernel, tensors: Sequence[Tensor], factors: Se
 def load(optimizer: torch.optim.Optimizer) -> None:
     """Compile what the step of `optimizer` needs (Adam, AdamW, SGD), or read it from where it was kept."""
     if isinstance(optimizer, torch.optim.SGD):
-        compiled.load((_sgd, _sgd_in_parts), partial(_works, torch.optim.SGD))
+        compiled.load((_sgd, _sgd_in_parts), partial(_works, "sgd"))
     else:
-        compiled.load((_adam, _adam_in_parts), partial(_works, torch.optim.Adam))
+        compiled.load((_adam, _adam_in_parts), partial(_works, "adam"))
 
 
-def _works(kind: type[torch.optim.Optimizer]) -> bool:
+def _works(kind: Optimizer) -> bool:
     """Whether two small steps come out as by torch's own."""
     own, their = (Parameter(torch.linspace(-1, 1, 40).reshape(5, 8)) for _ in range(2))
-    ours, theirs = (kind([one], lr=0.1, fused=True) for one in (own, their))  # type: ignore[call-arg]
+    config = TrainConfig(optimizer=kind, learning_rate=0.1)
+    ours, theirs = (new_optimizer([one], config) for one in (own, their))
     narrow_weight = NarrowWeight(own)
     for scale in (3.0, -1.0):
         gradient = (torch.arange(40.0).sin() * scale).reshape(5, 8).bfloat16()

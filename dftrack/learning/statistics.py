@@ -228,9 +228,10 @@ def _placements(scores: FloatArray, labels: IntArray) -> Floats:
     """(n,) of each fake the share of reals below it, of each real the share of fakes above it; ties count one half."""
     metrics.check_scores(scores, labels, both_classes=True)
     fake = labels == FAKE
-    ranks, placements = stats.rankdata(scores), np.empty(len(labels))
+    wide = scores.astype(np.float64)  # SciPy 1.18 gives ranks the type of what they rank
+    ranks, placements = stats.rankdata(wide), np.empty(len(labels))
     for part in (fake, ~fake):
-        placements[part] = (ranks[part] - stats.rankdata(scores[part])) / np.sum(~part)
+        placements[part] = (ranks[part] - stats.rankdata(wide[part])) / np.sum(~part)
     placements[~fake] = 1 - placements[~fake]
     return placements
 

@@ -201,7 +201,7 @@ def _ranks(maps: HeatMaps) -> _Ranks:
 
 def _ranks_of(heat: NDArray[np.float32]) -> NDArray[np.float64] | None:
     """(S * S,) the ranks of a map, about their mean and of length 1; the product of two is their correlation."""
-    ranks = stats.rankdata(heat.ravel())
+    ranks = stats.rankdata(heat.ravel().astype(np.float64))  # SciPy 1.18 gives ranks the type of what they rank
     ranks -= ranks.mean()
     length = np.linalg.norm(ranks)
     return ranks / length if length else None
