@@ -90,6 +90,17 @@ def test_two_checkpoints_are_kept_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("left", [".tmp4iRWO0", ".checkpoints.json.1-0a1b2c3d.tmp", ".run.json.1-0a1b2c3d.tmp"])
+def test_what_a_kill_cut_off_goes_with_the_next_checkpoint_and_at_the_end(tmp_path: Path, left: str) -> None:
+    checkpoints = Checkpoints(tmp_path, every_seconds=0)
+    (tmp_path / left).write_bytes(b"half of it")
+    checkpoints.save(fresh())
+    assert not (tmp_path / left).exists()
+    (tmp_path / left).write_bytes(b"half of it")
+    checkpoints.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_flipped_bit_is_noticed_and_the_older_checkpoint_is_used(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, every_seconds=0)
     state = fresh()

@@ -87,7 +87,8 @@ class Checkpoints:
 
     def _clean(self) -> None:
         listed = {entry["file"] for entry in self._listed()}
-        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*.safetensors.*.tmp")]:
+        # A hidden one is what a kill cut off, our own or safetensors', which writes to `.tmp` and six letters first.
+        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*tmp*")]:
             if path.name not in listed:
                 path.unlink(missing_ok=True)
 
