@@ -1,7 +1,8 @@
 """BatchNorm, 2 x 2 max pooling and ReLU as one operation, for training on a CPU, compiled by Numba.
 
-torch walks over maps of 100 to 200 MB some ten times for these three, to and fro; here it is four times, and what
-BatchNorm gives is never written down. What is computed is the same: float32 inside, each result rounded once to the
+torch walks over maps of 100 to 200 MB some ten times for these three, to and fro; here it is four times, what
+BatchNorm gives is never written down, and the gradient of the maps is written over them: a line of memory that was just
+read is written in half the time. What is computed is the same: float32 inside, each result rounded once to the
 type of the maps. Only the order in which means are added up differs, and it depends on no number of threads.
 """
 
@@ -16,7 +17,23 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dftrack.learning import compiled
-from dftrack.learning.compiled import Array, bits, narrow, prange, run, wide
+from dftrack.learning.compiled import Array, bits, prange, run
+from dftrack.learning.lanes import (
+    LANES,
+    above,
+    add,
+    as_held,
+    at_most,
+    choose,
+    fill,
+    fill_bytes,
+    fma,
+    multiply,
+    put,
+    same,
+    subtract,
+    take,
+)
 
 NOWHERE = 4  # instead of the place 0 to 3 of the maximum: ReLU took it, no gradient comes from there
 
@@ -24,8 +41,11 @@ NOWHERE = 4  # instead of the place 0 to 3 of the maximum: ReLU took it, no grad
 def norm_pool_relu(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """relu(max_pool2d(norm(maps), 2)) of a `norm` that trains; its running statistics move as torch's would.
 
-    maps: (B, C, H, W) float32 or bfloat16, on the CPU. Returns (B, C, H // 2, W // 2), channels last, of the same type.
+    maps: (B, C, H, W) float32 or bfloat16, on the CPU; C a multiple of LANES. They are spent: the backward pass, which
+    there can be only one of, writes their gradient over them.
+    Returns (B, C, H // 2, W // 2), channels last, of the same type.
     """
+    assert maps.shape[1] % LANES == 0, f"{maps.shape[1]} channels are no multiple of {LANES}"
     pooled: Tensor = _NormPoolRelu.apply(maps, norm.weight, norm.bias, norm)
     return pooled
 
@@ -37,12 +57,13 @@ def load(dtype: torch.dtype) -> None:
 
 def _works(dtype: torch.dtype) -> bool:
     """Whether a small example comes out as by torch's own, to and fro."""
-    some = (torch.arange(-27.0, 45.0).reshape(2, 1, 6, 6).sin() * 2).to(dtype)
+    some = (torch.arange(-27.0, 45.0).reshape(2, 1, 6, 6).sin() * 2).to(dtype).repeat(1, LANES, 1, 1)
     found = []
     for function in (norm_pool_relu, _by_torch):
-        maps, norm = some.clone().requires_grad_(), nn.BatchNorm2d(1)
+        maps, norm = some.clone().requires_grad_(), nn.BatchNorm2d(LANES)
         pooled = function(maps, norm)
-        torch.autograd.backward(pooled, torch.arange(1.0, 19.0).reshape(2, 1, 3, 3).to(dtype))
+        above = torch.arange(1.0, 19.0).reshape(2, 1, 3, 3).to(dtype).repeat(1, LANES, 1, 1)
+        torch.autograd.backward(pooled, above)
         found.append([pooled.detach(), maps.grad, norm.weight.grad, norm.bias.grad, norm.running_var])
     return all(
         own is not None and their is not None and torch.allclose(own.float(), their.float(), rtol=0.02, atol=0.02)
@@ -91,10 +112,10 @@ class _NormPoolRelu(torch.autograd.Function):
         # d/dx = gain * (g - mean(g) - xhat * mean(g * xhat)), written as gain * g + slope * x + offset
         slope = -ctx.gain * ctx.inverse * of_weight / (batch * height * width)
         offset = -ctx.gain * of_bias / (batch * height * width) - slope * ctx.mean
-        below = torch.empty_like(maps)
         factors = (_single(ctx.gain), _single(slope), _single(offset))
-        run(_spread, _spread_parts, batch, rows, where, above, *factors, _rows(below))
-        return below, torch.from_numpy(_single(of_weight)), torch.from_numpy(_single(of_bias)), None
+        run(_spread, _spread_parts, batch, rows, where, above, *factors)
+        torch.autograd.graph.increment_version(maps)  # a second backward pass is refused, as it would read gradients
+        return maps, torch.from_numpy(_single(of_weight)), torch.from_numpy(_single(of_bias)), None
 
 
 def _some_mean(maps: Tensor) -> NDArray[np.float32]:
@@ -122,25 +143,26 @@ def _single(vector: Array) -> NDArray[np.float32]:
     return vector.astype(np.float32)
 
 
-# The kernels. Each does the pictures `first` to `last` and knows nothing of the others; the innermost loop goes over
-# channels, which lie side by side, and becomes vector instructions. A row is added up in float32, rows in float64.
+# The kernels. Each does the pictures `first` to `last` and knows nothing of the others. Channels lie side by side and
+# are taken `LANES` at a time. A row is added up in float32, rows in float64.
 
 
 @compiled.compiled
 def _sum_up(maps: Array, shift: Array, sums: Array, first: int, last: int) -> None:
     """sums[picture] = (sum of x - shift, sum of its squares) for each channel."""
     _, height, width, channels = maps.shape
-    total, squares = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    flat, row = maps.reshape(-1), np.empty((2, channels), np.float32)
+    total, squares = row[0], row[1]
     for picture in range(first, last):
         sums[picture] = 0
         for y in range(height):
-            total[:] = 0
-            squares[:] = 0
+            row[:] = 0
             for x in range(width):
-                for c in range(channels):
-                    value = wide(maps[picture, y, x, c]) - shift[c]
-                    total[c] += value
-                    squares[c] += value * value
+                here = ((picture * height + y) * width + x) * channels
+                for c in range(0, channels, LANES):
+                    value = subtract(take(flat, here + c), take(shift, c))
+                    put(total, c, add(take(total, c), value))
+                    put(squares, c, fma(value, value, take(squares, c)))
             for c in range(channels):
                 sums[picture, 0, c] += total[c]
                 sums[picture, 1, c] += squares[c]
@@ -149,46 +171,59 @@ def _sum_up(maps: Array, shift: Array, sums: Array, first: int, last: int) -> No
 @compiled.compiled
 def _pool(maps: Array, gain: Array, offset: Array, pooled: Array, places: Array, first: int, last: int) -> None:
     """pooled = relu(max of 2 x 2 (gain * x + offset)); places = which of the four is the first largest, or NOWHERE."""
-    _, height, width, channels = pooled.shape
+    height, width = maps.shape[1:3]
+    _, rows, columns, channels = pooled.shape
+    flat, flat_pooled, flat_places = maps.reshape(-1), pooled.reshape(-1), places.reshape(-1)
+    zero, nowhere = fill(np.float32(0)), fill_bytes(NOWHERE)
     for picture in range(first, last):
-        for y in range(height):
-            for x in range(width):
-                for c in range(channels):
-                    v0 = wide(narrow(wide(maps[picture, 2 * y, 2 * x, c]) * gain[c] + offset[c], pooled))
-                    v1 = wide(narrow(wide(maps[picture, 2 * y, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
-                    v2 = wide(narrow(wide(maps[picture, 2 * y + 1, 2 * x, c]) * gain[c] + offset[c], pooled))
-                    v3 = wide(narrow(wide(maps[picture, 2 * y + 1, 2 * x + 1, c]) * gain[c] + offset[c], pooled))
-                    best, place = (v1, 1) if v1 > v0 else (v0, 0)
-                    best, place = (v2, 2) if v2 > best else (best, place)
-                    best, place = (v3, 3) if v3 > best else (best, place)
-                    best, place = (
-                        (np.float32(0), NOWHERE) if best <= 0 else (best, place)
-                    )  # a NaN, then all are, goes on
-                    pooled[picture, y, x, c] = narrow(best, pooled)
-                    places[picture, y, x, c] = place
+        for y in range(rows):
+            for x in range(columns):
+                there = ((picture * rows + y) * columns + x) * channels
+                upper = ((picture * height + 2 * y) * width + 2 * x) * channels
+                lower = upper + width * channels
+                for c in range(0, channels, LANES):
+                    g, o = take(gain, c), take(offset, c)
+                    v0 = as_held(fma(take(flat, upper + c), g, o), pooled)
+                    v1 = as_held(fma(take(flat, upper + channels + c), g, o), pooled)
+                    v2 = as_held(fma(take(flat, lower + c), g, o), pooled)
+                    v3 = as_held(fma(take(flat, lower + channels + c), g, o), pooled)
+                    more = above(v1, v0)
+                    best, place = choose(more, v1, v0), choose(more, fill_bytes(1), fill_bytes(0))
+                    more = above(v2, best)
+                    best, place = choose(more, v2, best), choose(more, fill_bytes(2), place)
+                    more = above(v3, best)
+                    best, place = choose(more, v3, best), choose(more, fill_bytes(3), place)
+                    none = at_most(best, zero)  # a NaN, then all are, goes on
+                    put(flat_pooled, there + c, choose(none, zero, best))
+                    put(flat_places, there + c, choose(none, nowhere, place))
 
 
 @compiled.compiled
 def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: Array, first: int, last: int) -> None:
     """sums[picture] = (sum of g, sum of g * (x - mean)) for each channel, g the gradient at the place it comes from."""
-    _, height, width, channels = places.shape
-    total, product, zero = np.empty(channels, np.float32), np.empty(channels, np.float32), np.float32(0)
+    height, width = maps.shape[1:3]
+    _, rows, columns, channels = places.shape
+    flat, flat_places, flat_grad = maps.reshape(-1), places.reshape(-1), grad.reshape(-1)
+    row, zero = np.empty((2, channels), np.float32), fill(np.float32(0))
+    total, product = row[0], row[1]
     for picture in range(first, last):
         sums[picture] = 0
-        for y in range(height):
-            total[:] = 0
-            product[:] = 0
-            for x in range(width):
-                for c in range(channels):
-                    place, g = places[picture, y, x, c], wide(grad[picture, y, x, c])
-                    total[c] += zero if place == NOWHERE else g
-                    # all four count, three of them nothing: what is read on a condition makes no vector instructions
-                    m0, m1 = wide(maps[picture, 2 * y, 2 * x, c]), wide(maps[picture, 2 * y, 2 * x + 1, c])
-                    m2, m3 = wide(maps[picture, 2 * y + 1, 2 * x, c]), wide(maps[picture, 2 * y + 1, 2 * x + 1, c])
-                    product[c] += (g if place == 0 else zero) * (m0 - mean[c])
-                    product[c] += (g if place == 1 else zero) * (m1 - mean[c])
-                    product[c] += (g if place == 2 else zero) * (m2 - mean[c])
-                    product[c] += (g if place == 3 else zero) * (m3 - mean[c])
+        for y in range(rows):
+            row[:] = 0
+            for x in range(columns):
+                there = ((picture * rows + y) * columns + x) * channels
+                upper = ((picture * height + 2 * y) * width + 2 * x) * channels
+                lower = upper + width * channels
+                for c in range(0, channels, LANES):
+                    place = take(flat_places, there + c)
+                    g = choose(same(place, fill_bytes(NOWHERE)), zero, take(flat_grad, there + c))
+                    x0, x1 = take(flat, upper + c), take(flat, upper + channels + c)
+                    x2, x3 = take(flat, lower + c), take(flat, lower + channels + c)
+                    value = choose(same(place, fill_bytes(2)), x2, x3)
+                    value = choose(same(place, fill_bytes(1)), x1, value)
+                    value = choose(same(place, fill_bytes(0)), x0, value)
+                    put(total, c, add(take(total, c), g))
+                    put(product, c, fma(g, subtract(value, take(mean, c)), take(product, c)))
             for c in range(channels):
                 sums[picture, 0, c] += total[c]
                 sums[picture, 1, c] += product[c]
@@ -196,33 +231,30 @@ def _sum_gradients(maps: Array, places: Array, grad: Array, mean: Array, sums: A
 
 @compiled.compiled
 def _spread(
-    maps: Array,
-    places: Array,
-    grad: Array,
-    gain: Array,
-    slope: Array,
-    offset: Array,
-    below: Array,
-    first: int,
-    last: int,
+    maps: Array, places: Array, grad: Array, gain: Array, slope: Array, offset: Array, first: int, last: int
 ) -> None:
-    """below = gain * g + slope * x + offset, g = 0 where no maximum was, as in a last odd row or column."""
-    _, height, width, channels = maps.shape
-    rows, columns = places.shape[1:3]
+    """maps = gain * g + slope * maps + offset, g = 0 where no maximum was, as in a last odd row or column."""
+    height, width = maps.shape[1:3]
+    _, rows, columns, channels = places.shape
+    flat, flat_places, flat_grad = maps.reshape(-1), places.reshape(-1), grad.reshape(-1)
+    zero = fill(np.float32(0))
     for picture in range(first, last):
+        for y in range(rows):
+            for x in range(columns):
+                there = ((picture * rows + y) * columns + x) * channels
+                upper = ((picture * height + 2 * y) * width + 2 * x) * channels
+                lower = upper + width * channels
+                for c in range(0, channels, LANES):
+                    place, s, o = take(flat_places, there + c), take(slope, c), take(offset, c)
+                    g = multiply(take(gain, c), take(flat_grad, there + c))
+                    for number, here in enumerate((upper, upper + channels, lower, lower + channels)):
+                        rest = fma(take(flat, here + c), s, o)
+                        put(flat, here + c, add(choose(same(place, fill_bytes(number)), g, zero), rest))
         for y in range(height):
-            for x in range(width):
-                if y // 2 < rows and x // 2 < columns:
-                    place = 2 * (y % 2) + x % 2
-                    for c in range(channels):
-                        here = places[picture, y // 2, x // 2, c] == place
-                        g = gain[c] * wide(grad[picture, y // 2, x // 2, c]) if here else np.float32(0)
-                        value = g + (wide(maps[picture, y, x, c]) * slope[c] + offset[c])
-                        below[picture, y, x, c] = narrow(value, below)
-                else:
-                    for c in range(channels):
-                        value = wide(maps[picture, y, x, c]) * slope[c] + offset[c]
-                        below[picture, y, x, c] = narrow(value, below)
+            for x in range(0 if y >= 2 * rows else 2 * columns, width):
+                here = ((picture * height + y) * width + x) * channels
+                for c in range(0, channels, LANES):
+                    put(flat, here + c, fma(take(flat, here + c), take(slope, c), take(offset, c)))
 
 
 @compiled.compiled_in_parts
@@ -245,11 +277,11 @@ def _sum_gradients_parts(maps: Array, places: Array, grad: Array, mean: Array, s
 
 @compiled.compiled_in_parts
 def _spread_parts(
-    maps: Array, places: Array, grad: Array, gain: Array, slope: Array, offset: Array, below: Array, parts: int
+    maps: Array, places: Array, grad: Array, gain: Array, slope: Array, offset: Array, parts: int
 ) -> None:
     for part in prange(parts):
         start, end = part * len(maps) // parts, (part + 1) * len(maps) // parts
-        _spread(maps, places, grad, gain, slope, offset, below, start, end)
+        _spread(maps, places, grad, gain, slope, offset, start, end)
 
 
 KERNELS = (_sum_up, _pool, _sum_gradients, _spread, _sum_up_parts, _pool_parts, _sum_gradients_parts, _spread_parts)
