@@ -6,7 +6,10 @@ hash. Whatever moment a kill comes at, that list names complete files only.
 
 import json
 import time
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,44 +18,75 @@ from torch import Tensor
 
 from dftrack.errors import StoreError
 from dftrack.files import sha256, usual_mode, write_aside, write_text
+from dftrack.learning.behind import Behind
+from dftrack.learning.snapshot import Room, Snapshot, look_at
 from dftrack.learning.training import NonFiniteError, State, set_precision
 
 KEPT = 2
 LIST = "checkpoints.json"
 COST_SHARE = 0.02  # of the time may go into checkpoints, however short the interval asked for
+COPYING = 0.025  # seconds that a card copies a state, after the call that asked for it: see benchmarks/checkpoint.py
 
 
 class Checkpoints:
-    """The checkpoints of one training, in a folder of its own."""
+    """The checkpoints of one training, in a folder of its own. Train in a `with` block: at its end nothing is written.
 
-    def __init__(self, folder: Path, *, every_seconds: float) -> None:
+    With `behind`, what is due is copied, and written while training goes on. It takes memory for a second state, and
+    pays on a card. What goes wrong with it is raised by whatever is called next here, or at the end of the block.
+    """
+
+    def __init__(self, folder: Path, *, every_seconds: float, behind: bool = False) -> None:
         self._folder = folder
         self._every = every_seconds
         self._next = time.monotonic() + every_seconds
+        self._writer = Behind()
+        self._room = Room() if behind else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._writer.wait()
 
     def save_if_due(self, state: State) -> bool:
         """Save when the interval has passed and checkpoints have cost 2 % of the time at most; says if it did.
 
-        An interval of 0 saves every time, whatever it costs.
+        An interval of 0 saves every time, whatever it costs. None is due while another is being written behind.
         """
+        if self._writer.busy:
+            return False
+        self._writer.wait()  # for what went wrong with the last one
         began = time.monotonic()
         if began < self._next:
             return False
-        self.save(state)
-        cost = time.monotonic() - began
+        now = look_at(state)
+        if self._room is None:
+            self._write(now)
+        elif self._room.fits(now):
+            self._writer.begin(partial(self._write, self._room.copy(now)))
+        else:  # the first time; it will fit when this is done
+            self._writer.begin(partial(self._room.make, now))
+            return False
+        cost = time.monotonic() - began + (COPYING if self._room else 0)
         self._next = time.monotonic() + (max(self._every, cost / COST_SHARE) if self._every else 0)
         return True
 
     def save(self, state: State) -> None:
-        """Write the state. Raises NonFiniteError rather than save weights that no training could go on from."""
-        for name, parameter in state.model.named_parameters():
-            if not bool(torch.isfinite(parameter.sum())):
-                raise NonFiniteError(f"the weights {name} are not finite after epoch {state.epoch}, step {state.step}")
-        name = f"epoch-{state.epoch:05}-step-{state.step:07}.safetensors"
+        """Have the state on disk. Raises NonFiniteError rather than save weights that no training could go on from."""
+        self._writer.wait()
+        self._write(look_at(state))
+
+    def _write(self, now: Snapshot) -> None:
+        now.arrive()
+        for name in now.weights:
+            if not bool(torch.isfinite(now.tensors[name].sum())):
+                weights = name.removeprefix("model.")
+                raise NonFiniteError(f"the weights {weights} are not finite after epoch {now.epoch}, step {now.step}")
+        name = f"epoch-{now.epoch:05}-step-{now.step:07}.safetensors"
         with write_aside(self._folder / name) as aside:
             try:
                 with usual_mode(aside):
-                    save_file(_tensors(state), aside, metadata={"state": json.dumps(_plain(state))})
+                    save_file(dict(now.tensors), aside, metadata={"state": json.dumps(now.plain)})
             except SafetensorError as error:  # a full disk comes as this
                 raise StoreError(f"cannot write {self._folder / name}: {error}", "is there space?") from error
             digest = sha256(aside)
@@ -62,6 +96,7 @@ class Checkpoints:
 
     def restore(self, state: State) -> bool:
         """Bring `state` (newly made, same settings) to the newest checkpoint that is whole; False if there is none."""
+        self._writer.wait()
         for entry in reversed(self._listed()):
             path = self._folder / entry["file"]
             if path.is_file() and sha256(path) == entry["sha256"]:
@@ -71,6 +106,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete all checkpoints of this training."""
+        self._writer.wait()
         (self._folder / LIST).unlink(missing_ok=True)
         self._clean()
 
@@ -93,34 +129,15 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
 
-def _tensors(state: State) -> dict[str, Tensor]:
-    """Every tensor of the state by name, in plain (contiguous) order."""
-    found = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    for index, slots in state.optimizer.state_dict()["state"].items():
-        found |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items() if isinstance(value, Tensor)}
-    found |= {"scores": state.scores, "loss_sum": state.loss_sum, "torch_random": torch.get_rng_state()}
-    return {name: value.detach().contiguous() for name, value in found.items()}
-
-
-def _plain(state: State) -> dict[str, object]:
-    return {
-        "precision": state.precision,
-        "epoch": state.epoch,
-        "step": state.step,
-        "seconds": state.seconds,
-        "history": state.history,
-        "scaler": state.scaler.state_dict(),
-    }
-
-
 def _load(path: Path, state: State) -> None:
     with safe_open(path, framework="pt") as file:
-        plain = json.loads(file.metadata()["state"])
+        plain, names = json.loads(file.metadata()["state"]), list(file.keys())
         with torch.no_grad():
             own = state.model.state_dict()
             for name, value in own.items():
                 value.copy_(file.get_tensor(f"model.{name}"))
-            load_optimizer(state, {k: file.get_tensor(k) for k in file.keys() if k.startswith("optimizer.")})  # noqa: SIM118 - no mapping
+            load_optimizer(state, {k: file.get_tensor(k) for k in names if k.startswith("optimizer.")})
+            scaler = {k.removeprefix("scaler."): file.get_tensor(k).item() for k in names if k.startswith("scaler.")}
             state.scores.copy_(file.get_tensor("scores"))
             state.loss_sum.copy_(file.get_tensor("loss_sum"))
             torch.set_rng_state(file.get_tensor("torch_random"))
@@ -128,7 +145,7 @@ def _load(path: Path, state: State) -> None:
     state.seconds, state.history = plain["seconds"], plain["history"]
     set_precision(state, plain["precision"])  # a training may have fallen back to fp32
     if state.scaler.is_enabled():
-        state.scaler.load_state_dict(plain["scaler"])
+        state.scaler.load_state_dict(plain["scaler"] | scaler)
 
 
 def load_optimizer(state: State, tensors: dict[str, Tensor]) -> None:
