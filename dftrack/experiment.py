@@ -163,7 +163,8 @@ class Training:
 
     def __init__(self, config: Config, data: DataSet, device: str, precision: str, folder: Path) -> None:
         self._config, self._data, self._device = config, data, device
-        self.checkpoints = Checkpoints(folder, every_seconds=config.train.checkpoint_seconds)
+        every = config.train.checkpoint_seconds
+        self.checkpoints = Checkpoints(folder, every_seconds=every, behind=device != "cpu")
         self.state = self._restored(precision)
 
     def go(self, run: Run, plan: Plan, stop: StopRequests) -> Generator[Event, None, str]:
@@ -186,20 +187,21 @@ class Training:
             self._data.splits["train"], batch_size=train.batch_size, seed=train.seed, augmentation=train.augmentation,
             device=self._device,
         )  # fmt: skip
-        for event in fit(self.state, batches, self._data.splits["val"], train):
-            if isinstance(event, Epoch):
-                run.log_epoch(event.number, event.metrics)
-            yield event
-            try:
-                if isinstance(event, Epoch) and (end := plan.go_on(event)):
-                    if end == "paused":
-                        self.checkpoints.save(self.state)
-                    return end
-                stop.check()
-            except Interrupted:
-                self.checkpoints.save(self.state)
-                raise
-            self.checkpoints.save_if_due(self.state)
+        with self.checkpoints:
+            for event in fit(self.state, batches, self._data.splits["val"], train):
+                if isinstance(event, Epoch):
+                    run.log_epoch(event.number, event.metrics)
+                yield event
+                try:
+                    if isinstance(event, Epoch) and (end := plan.go_on(event)):
+                        if end == "paused":
+                            self.checkpoints.save(self.state)
+                        return end
+                    stop.check()
+                except Interrupted:
+                    self.checkpoints.save(self.state)
+                    raise
+                self.checkpoints.save_if_due(self.state)
         return ""
 
     def _restored(self, precision: str) -> State:

@@ -6,19 +6,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent import futures
 from contextlib import suppress
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from dftrack.config import Config, DataConfig, TrainConfig
 from dftrack.data.cache import open_data
 from dftrack.errors import BusyExperiment, DataError, Interrupted, SettingError, StoreError, TrainingError
 from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
-from dftrack.learning import training
-from dftrack.learning.training import Epoch, Step
+from dftrack.learning import checkpoint, training
+from dftrack.learning.checkpoint import Checkpoints
+from dftrack.learning.training import Epoch, NonFiniteError, Step
 from dftrack.objective import Objective
 from dftrack.runtime import StopRequests
 from dftrack.study.file import parse_study
@@ -218,6 +222,115 @@ def test_pausing_and_going_on_under_the_same_key_trains_no_epoch_twice(faces: Pa
     assert [e.number for e in events if isinstance(e, Epoch)] == [2, 3, 4]
     assert events[-1].run_id == paused.run_id
     assert events[-1].final.flat() == whole.final.flat()
+
+
+@pytest.fixture
+def writing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints as on a card: see tests/test_behind.py."""
+
+    def checkpoints(folder: Path, *, every_seconds: float, behind: bool = False) -> Checkpoints:
+        return Checkpoints(folder, every_seconds=every_seconds, behind=True)
+
+    monkeypatch.setattr("dftrack.experiment.Checkpoints", checkpoints)
+
+
+def test_checkpoints_written_behind_change_no_number_and_nothing_is_left(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None
+) -> None:
+    written = []
+    real = checkpoint.save_file
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        written.append(threading.current_thread() is threading.main_thread())
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    config = small(faces, checkpoint_seconds=0.0)
+    stop = StopRequests()
+    with pytest.raises(Interrupted):
+        for event in run_experiment(config, store, plan=PLAIN, stop=stop):
+            if isinstance(event, Step) and (event.epoch, event.step) == (2, 3):
+                stop.exit_code = 143
+    assert True in written and False in written, "asked for: at once; due: behind"
+    *_, last = events = list(run_experiment(config, store, plan=PLAIN))
+    started = next(e for e in events if isinstance(e, Started))
+    assert (started.epoch, started.step) == (2, 3)
+    assert not list((store / "checkpoints").rglob("*.safetensors")), "it was written after they were cleaned up"
+    monkeypatch.undo()
+    assert last.final.flat() == finish(small(faces), store).final.flat()
+
+
+@pytest.mark.parametrize("end", ["closed", "failed"])
+def test_nobody_lets_go_of_the_folder_while_a_thread_writes_there(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None, end: str
+) -> None:
+    began, free, held = threading.Event(), threading.Event(), []
+    real_save, real_wait, real_step = checkpoint.save_file, futures.wait, training._train_step
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        began.set()
+        assert free.wait(60.0), "nobody waited for the writer"
+        lock = FileLock(path.parent / "lock")
+        with suppress(Timeout), lock.acquire(timeout=0):
+            held.append("nobody holds it")
+        real_save(tensors, path, metadata)
+        held.append("saved")
+
+    def wait(work: list[futures.Future[None]]) -> object:
+        free.set()
+        return real_wait(work)
+
+    def breaks(state: training.State, batch: object) -> object:
+        if end == "failed" and began.is_set():
+            raise KeyError("our own mistake")
+        return real_step(state, batch)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr("dftrack.learning.behind.futures.wait", wait)
+    monkeypatch.setattr(training, "_train_step", breaks)
+    events = run_experiment(small(faces, epochs=50, checkpoint_seconds=0.0), store, plan=PLAIN)
+    with suppress(KeyError):
+        for _ in events:
+            if end == "closed" and began.is_set():
+                break
+    events.close()
+    assert held == ["saved"]
+    left = [path.name for path in (store / "checkpoints").rglob("*.safetensors")]
+    assert len(left) == (1 if end == "closed" else 0), f"{left} after the training had {end}"
+    (record,) = open_tracker(store).runs()
+    assert record.status == ("KILLED" if end == "closed" else "FAILED")
+
+
+def test_what_goes_wrong_behind_ends_the_training_as_it_would_at_once(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    config = small(faces, checkpoint_seconds=0.0)
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="No space left"):
+        patch.setattr(checkpoint, "save_file", full)
+        finish(config, store)
+    assert [(run.status, run.end) for run in open_tracker(store).runs()] == [("KILLED", "interrupted")]
+    assert finish(config, store).end == "complete"
+
+
+def test_weights_found_not_finite_behind_are_tried_once_more_in_fp32(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None
+) -> None:
+    real = checkpoint.save_file
+
+    def finds(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if json.loads(metadata["state"])["precision"] == "bf16" and path.parent.joinpath("checkpoints.json").exists():
+            raise NonFiniteError("the weights fc1.weight are not finite")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", finds)
+    events = list(run_experiment(small(faces, precision="bf16", checkpoint_seconds=0.0), store, plan=PLAIN))
+    assert [e.text for e in events if isinstance(e, Notice)] == [
+        "the weights fc1.weight are not finite: going on in fp32 from the last good state"
+    ]
+    assert events[-1].end == "complete"
 
 
 @pytest.mark.timeout(170)
