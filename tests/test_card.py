@@ -12,8 +12,10 @@ from dftrack.data.batches import Batches
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.evaluation import predict
 from dftrack.learning.model import build_model
+from dftrack.learning.snapshot import look_at
 from dftrack.learning.training import State, Step, fit, new_state
 from tests.makers import made_split
+from tests.test_behind import begun, settle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 
@@ -69,6 +71,38 @@ def test_training_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, opti
         pass
     ended, wanted = (state.history[-1]["train/loss"] for state in (resumed, undisturbed))
     assert ended == pytest.approx(wanted, rel=0.02)  # a card's sums need not come out the same twice
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_checkpoint_makes_nothing_wait_and_holds_the_moment_though_training_goes_on(
+    tmp_path: Path, precision: str
+) -> None:
+    state = fresh(precision)
+    events = fit(state, drawn(), VAL, CONFIG)
+    next(events)
+    checkpoints = begun(tmp_path, state)
+    assert checkpoints._room is not None
+    for name, value in look_at(state).tensors.items():
+        assert checkpoints._room._places[name].is_pinned() == value.is_cuda, f"{name}: copying it waits for the card"
+    for _ in range(5):
+        next(events)  # the card is some steps behind
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        wanted = {name: value.clone() for name, value in look_at(state).tensors.items()}
+        assert checkpoints.save_if_due(state)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(10):
+        next(events)
+    settle(checkpoints)
+    again = fresh(precision)
+    assert checkpoints.restore(again) and (again.epoch, again.step) == (1, 6)
+    found = look_at(again).tensors
+    for name, value in wanted.items():
+        if name.startswith("scaler."):  # its own are made by the first step
+            assert again.scaler.state_dict()[name.removeprefix("scaler.")] == value.item()
+        else:
+            assert torch.equal(found[name], value), f"{name} is not what it was"
 
 
 @pytest.mark.usefixtures("place")
