@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 import torch
 from numba.core import caching
@@ -184,6 +185,23 @@ def test_kept_kernels_that_are_damaged_or_anothers_are_not_used(tmp_path: Path) 
     load_in_a_process(tmp_path, "float32")
     first.write_bytes(whole[:100])  # as after a power cut
     load_in_a_process(tmp_path, "float32")
+
+
+def test_kept_kernels_are_compiled_again_when_what_they_call_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernel.py").write_text("def add(numbers, first, last):\n    numbers[first:last] += 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from kernel import add
+
+    def hits() -> int:
+        kernel = compiled.compiled(add)
+        kernel(np.zeros(4), 0, 4)
+        return sum(kernel.stats.cache_hits.values())
+
+    assert (hits(), hits()) == (0, 1)
+    monkeypatch.setattr(compiled, "_called", lambda: "changed")
+    assert (hits(), hits()) == (0, 1)
 
 
 def test_torch_keeps_its_number_of_threads(tmp_path: Path) -> None:

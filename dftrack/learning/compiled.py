@@ -3,12 +3,14 @@
 For training on a CPU only; what only scores, or trains on a card, never comes here.
 """
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -54,10 +56,23 @@ def _kept(kernel: Kernel, *, parallel: bool, exactly: bool = False) -> Kernel:
     options: Any = {"nogil": True, "parallel": parallel, "fastmath": rules, "error_model": "numpy"}
     njit: Any = numba.njit
     try:
-        compiled: Kernel = njit(cache=True, **options)(kernel)
+        compiled: Any = njit(cache=True, **options)(kernel)
     except RuntimeError:  # neither can be written to
-        compiled = njit(**options)(kernel)
-    return compiled
+        return cast(Kernel, njit(**options)(kernel))
+    kept = (
+        compiled._cache._cache_file
+    )  # Numba looks whether the kernel's own file has changed; what it calls counts too
+    kept._source_stamp = (kept._source_stamp, _called())
+    return cast(Kernel, compiled)
+
+
+@cache
+def _called() -> str:
+    """Names the code that kernels call."""
+    digest = hashlib.sha256()
+    for name in ("compiled.py", "lanes.py"):
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return digest.hexdigest()
 
 
 def load(kernels: Sequence[Kernel], works: Callable[[], bool]) -> None:
@@ -105,7 +120,7 @@ def bits(tensor: Tensor) -> Array:
     return array
 
 
-# What kernels call. Kept kernels do not notice when one of these changes: `load` must find it out, or the cache goes.
+# What kernels call.
 
 
 def wide(value: Any) -> Any:
