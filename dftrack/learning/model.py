@@ -80,7 +80,7 @@ class FaceCNN(nn.Module):
 
     def _reduce(self, maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """(B, C, H, W) -> (B, C, H // 2, W // 2): BatchNorm, pooling, ReLU."""
-        if self.training and maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.bfloat16):
+        if norm.training and maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.bfloat16):
             from dftrack.learning.fused import norm_pool_relu  # here: what only scores needs no compiler
 
             return norm_pool_relu(maps, norm)
