@@ -87,8 +87,7 @@ def begun(folder: Path, state: State, disk: SlowDisk | None = None) -> Checkpoin
 
 
 def settle(checkpoints: Checkpoints) -> None:
-    with checkpoints:
-        pass
+    checkpoints._writer.wait()  # leaving the block would give the second state's memory back, too
 
 
 def listed(folder: Path) -> list[str]:

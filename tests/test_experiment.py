@@ -1,15 +1,20 @@
 """One experiment as a whole: what it records, how it stops, and that it ends the same however often it is killed."""
 
 import dataclasses
+import gc
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from concurrent import futures
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import optuna
 import pytest
@@ -17,12 +22,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from dftrack.config import Config, DataConfig, TrainConfig
+from dftrack.data.batches import Batch
 from dftrack.data.cache import open_data
 from dftrack.errors import BusyExperiment, DataError, Interrupted, SettingError, StoreError, TrainingError
-from dftrack.experiment import Notice, Plan, Result, Started, run_experiment
-from dftrack.learning import checkpoint, training
+from dftrack.experiment import Notice, Plan, Result, Stage, Started, run_experiment
+from dftrack.learning import checkpoint, snapshot, training
 from dftrack.learning.checkpoint import Checkpoints
-from dftrack.learning.training import Epoch, NonFiniteError, Step
+from dftrack.learning.training import Epoch, NonFiniteError, State, Step
 from dftrack.objective import Objective
 from dftrack.runtime import StopRequests
 from dftrack.study.file import parse_study
@@ -504,3 +510,90 @@ def test_a_trial_whose_checkpoint_lies_past_its_rung_pauses_all_the_same(faces: 
     for done in ([1], [1, 2]):
         outcome = train(job, lambda epoch, value: told.append(epoch), StopRequests())
         assert (outcome.kind, told) == ("paused", done)
+
+
+def whose_writer_will_find_bad_weights(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> Generator[object, BaseException, None]:
+    """A training at a step, while the writer of its last checkpoint is about to fail in bf16."""
+    begun, free, real = threading.Event(), threading.Event(), checkpoint.save_file
+
+    def finds(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if json.loads(metadata["state"])["precision"] == "bf16":
+            begun.set()
+            assert free.wait(60.0)
+            raise NonFiniteError("the weights fc1.weight are not finite")
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", finds)
+    config = small(faces, precision="bf16", checkpoint_seconds=0.0, epochs=40)
+    events = run_experiment(config, store, plan=PLAIN)
+    while not begun.is_set():
+        next(events)
+    while not isinstance(next(events), Step):
+        pass
+    free.set()
+    return cast("Generator[object, BaseException, None]", events)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("of somebody else")])
+def test_an_error_under_way_is_not_lost_for_what_the_writer_found(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None, error: BaseException
+) -> None:
+    events = whose_writer_will_find_bad_weights(faces, store, monkeypatch)
+    with pytest.raises(type(error)):
+        events.throw(error)
+
+
+def test_a_training_can_be_dropped_though_the_writer_found_bad_weights(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None
+) -> None:
+    whose_writer_will_find_bad_weights(faces, store, monkeypatch).close()
+
+
+def test_a_loss_that_nobody_has_seen_yet_is_in_no_checkpoint(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step, real_look = training._train_step, training._finite
+
+    def breaks_in_bf16(state: State, batch: Batch) -> object:
+        loss = real_step(state, batch)
+        broken = state.precision == "bf16" and (state.epoch, state.step) == (2, 1)
+        return replace(loss, mean=loss.mean * math.nan) if broken else loss
+
+    def looks_at_the_end(loss: object, state: State) -> float | None:  # as on a card, where looking means waiting
+        return real_look(loss, state) if state.step == 3 else None
+
+    monkeypatch.setattr(training, "_train_step", breaks_in_bf16)
+    monkeypatch.setattr(training, "_finite", looks_at_the_end)
+    events = list(run_experiment(small(faces, precision="bf16", checkpoint_seconds=0.0), store, plan=PLAIN))
+    assert [event.text for event in events if isinstance(event, Notice)] == [
+        "the losses are not finite after epoch 2, step 2: going on in fp32 from the last good state"
+    ]
+    assert isinstance(events[-1], Result)
+
+
+def test_where_no_memory_can_be_pinned_checkpoints_are_written_at_once(
+    faces: Path, store: Path, monkeypatch: pytest.MonkeyPatch, writing_behind: None
+) -> None:
+    written, real = [], checkpoint.save_file
+
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    def save_file(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        written.append(threading.current_thread() is threading.main_thread())
+        real(tensors, path, metadata)
+
+    monkeypatch.setattr(snapshot.Room, "make", full)
+    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    finish(small(faces, checkpoint_seconds=0.0), store)
+    assert written and all(written)
+
+
+def test_the_second_state_is_gone_when_the_model_is_judged(faces: Path, store: Path, writing_behind: None) -> None:
+    for event in run_experiment(small(faces, checkpoint_seconds=0.0), store, plan=PLAIN):
+        if isinstance(event, Stage) and event.what == "judging the model":
+            assert not any(room._places for room in gc.get_objects() if type(room) is snapshot.Room)
+            return
+    pytest.fail("the model was not judged")

@@ -46,7 +46,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._writer.wait()
+        try:
+            self._writer.wait()
+        except NonFiniteError:
+            if kind is None:  # an error that is under way must not turn into a reason to go on in fp32
+                raise
+        finally:
+            if self._room is not None:
+                self._room = Room()  # what follows training needs the memory
 
     def save_if_due(self, state: State) -> bool:
         """Save when the interval has passed and checkpoints have cost 2 % of the time at most; says if it did.
@@ -65,23 +72,30 @@ class Checkpoints:
         elif self._room.fits(now):
             self._writer.begin(partial(self._write, self._room.copy(now)))
         else:  # the first time; it will fit when this is done
-            self._writer.begin(partial(self._room.make, now))
+            self._writer.begin(partial(self._make, self._room, now))
             return False
         cost = time.monotonic() - began + (COPYING if self._room else 0)
         self._next = time.monotonic() + (max(self._every, cost / COST_SHARE) if self._every else 0)
         return True
 
+    def _make(self, room: Room, now: Snapshot) -> None:
+        try:
+            room.make(now)
+        except (RuntimeError, MemoryError):  # no memory that could be pinned: training waits for the disk, as on a CPU
+            self._room = None
+
     def save(self, state: State) -> None:
-        """Have the state on disk. Raises NonFiniteError rather than save weights that no training could go on from."""
+        """Have the state on disk. Raises NonFiniteError rather than save one that no training could go on from."""
         self._writer.wait()
         self._write(look_at(state))
 
     def _write(self, now: Snapshot) -> None:
         now.arrive()
-        for name in now.weights:
+        for name in now.finite:
             if not bool(torch.isfinite(now.tensors[name].sum())):
-                weights = name.removeprefix("model.")
-                raise NonFiniteError(f"the weights {weights} are not finite after epoch {now.epoch}, step {now.step}")
+                # A card's loss is read now and then: it may have changed no weight, and nobody has seen it yet.
+                what = "losses" if name == "loss_sum" else f"weights {name.removeprefix('model.')}"
+                raise NonFiniteError(f"the {what} are not finite after epoch {now.epoch}, step {now.step}")
         name = f"epoch-{now.epoch:05}-step-{now.step:07}.safetensors"
         with write_aside(self._folder / name) as aside:
             try:

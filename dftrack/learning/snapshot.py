@@ -16,7 +16,7 @@ class Snapshot:
     epoch: int
     step: int
     tensors: Mapping[str, Tensor]  # under the names they have in the file, contiguous
-    weights: tuple[str, ...]  # the names of those that must be finite
+    finite: tuple[str, ...]  # the names of those that must be, or no training could go on from them
     plain: Mapping[str, object]  # what is no tensor, for JSON
     arrive: Callable[[], None] = lambda: None  # waits until the tensors hold what they are to hold
 
@@ -33,7 +33,7 @@ def look_at(state: State) -> Snapshot:
         epoch=state.epoch,
         step=state.step,
         tensors={name: value.detach().contiguous() for name, value in tensors.items()},
-        weights=tuple(f"model.{name}" for name, _ in state.model.named_parameters()),
+        finite=("loss_sum", *(f"model.{name}" for name, _ in state.model.named_parameters())),
         plain={
             "precision": state.precision,
             "epoch": state.epoch,
