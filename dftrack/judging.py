@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dftrack.data.faces import Face, FaceFinder, cut_face
-from dftrack.data.pictures import PictureError, decode, encode_png
+from dftrack.data.pictures import decode, encode_png
+from dftrack.data.upright import PictureError
 from dftrack.errors import DataError, DftrackError, SettingError
 from dftrack.files import write_bytes
 from dftrack.learning import figures

@@ -21,7 +21,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dftrack.data.pictures import PictureError, count_pixels
+from dftrack.data.upright import PictureError, count_pixels
 from dftrack.errors import DftrackError, SettingError
 from dftrack.guard import OWN_NAMES, Answer, Guard, Limits, Message, RefusedError, Request, answer_json
 from dftrack.learning.detector import Detector

@@ -16,7 +16,7 @@ from makers import PEAK_KIB, make_faces
 from PIL import Image
 
 from dftrack.config import DataConfig
-from dftrack.data import cache, decoding
+from dftrack.data import cache, decoding, rows
 from dftrack.data.cache import DataSet, open_data
 from dftrack.data.folder import read_folder
 from dftrack.data.pictures import decode
@@ -78,7 +78,7 @@ def test_each_source_has_its_usual_size(faces: Path, tmp_path: Path) -> None:
 def test_opening_again_decodes_and_reads_nothing(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(faces, tmp_path / "home")
     no_build(monkeypatch)
-    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("a picture was read again"))
+    monkeypatch.setattr(rows, "decode_to_bytes", lambda *_: pytest.fail("a picture was read again"))
     second = opened(faces, tmp_path / "home")
     assert second.digest == first.digest
     assert (second.splits["train"].pixels == first.splits["train"].pixels).all()
@@ -172,10 +172,10 @@ def test_processes_that_start_at_once_build_one_cache(faces: Path, tmp_path: Pat
 def test_a_kill_in_the_middle_leaves_no_cache_and_its_rest_is_cleared(faces: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     script = (
-        "import time; from dftrack.data import decoding\n"
-        "real = decoding.decode\n"
+        "import time; from dftrack.data import rows\n"
+        "real = rows.decode_to_bytes\n"
         "def slow(*given): time.sleep(0.2); return real(*given)\n"
-        "decoding.decode = slow\n" + OPEN
+        "rows.decode_to_bytes = slow\n" + OPEN
     )
     builder = subprocess.Popen([sys.executable, "-c", script, str(faces), str(home), "16"])
     while not list(home.glob("cache/.*.tmp/*")):

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from dftrack.data.pictures import MAX_PIXELS, PictureError, decode, encode_jpeg, encode_png
+from dftrack.data.pictures import decode, encode_jpeg, encode_png
+from dftrack.data.upright import MAX_PIXELS, PictureError, decode_to_bytes
 
 Pixels = NDArray[np.uint8]
 
@@ -158,6 +159,32 @@ def test_the_exif_orientation_is_carried_out(orientation: int) -> None:
     assert (out == upright).all(), f"orientation {orientation} comes out turned or mirrored"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("told", ["exif", "xmp"])
+def test_every_format_and_both_ways_tell_the_orientation(kind: str, told: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options: dict[str, object] = {"exif": exif} if told == "exif" else {"xmp": packet}
+    if told == "xmp" and kind == "PNG":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet.decode())
+        options = {"pnginfo": text}
+    if kind != "PNG":
+        options |= {"quality": 95}
+    out = decode(stored(Image.fromarray(np.ascontiguousarray(np.rot90(scene(), 1))), kind, **options))
+    assert difference(out, scene()) < 3, f"{told} of a {kind} file is passed over"
+
+
+def test_the_bytes_of_a_picture_are_those_of_its_array() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(scene())
+    for content in (stored(image, "JPEG", exif=exif), stored(image.convert("LA"), "PNG"), stored(image, "WEBP")):
+        assert decode_to_bytes(content, 40) == decode(content, 40).tobytes()
+        assert decode_to_bytes(content, 48) == decode(content, 48).tobytes()
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of broken EXIF
 def test_a_broken_exif_block_does_not_cost_the_picture() -> None:
     content = stored(Image.fromarray(scene()), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
@@ -280,7 +307,7 @@ def test_a_large_picture_is_converted_strip_by_strip_to_the_same_numbers(monkeyp
     contents += [stored(colours.quantize(32), "PNG", transparency=index) for index in (3, bytes(range(0, 256, 8)))]
     contents += [stored(colours.convert("L"), "PNG", transparency=colours.convert("L").getpixel((5, 20)))]
     at_once = [decode(content) for content in contents]
-    monkeypatch.setattr("dftrack.data.pictures.STRIP_PIXELS", 150)  # 5 rows; the last strip has 2
+    monkeypatch.setattr("dftrack.data.upright.STRIP_PIXELS", 150)  # 5 rows; the last strip has 2
     for content, whole in zip(contents, at_once, strict=True):
         assert np.array_equal(decode(content), whole)
 

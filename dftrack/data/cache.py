@@ -20,11 +20,12 @@ import PIL
 from numpy.typing import NDArray
 
 from dftrack.config import DataConfig
-from dftrack.data.decoding import INDEX, PIXELS, Stamp, build, stamp_of
+from dftrack.data.decoding import INDEX, PIXELS, build
 from dftrack.data.folder import FAKE, REAL, Listing, Picture, Progress
 from dftrack.data.leaks import Review, review
 from dftrack.data.one_process import one_process
 from dftrack.data.pixel_file import map_pixels
+from dftrack.data.rows import Stamp, stamp_of
 from dftrack.data.sources import find_pictures
 from dftrack.errors import DataError, StoreError
 

@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,33 +18,10 @@ from filelock import FileLock, Timeout
 
 from dftrack.data.folder import Listing, Picture, Progress
 from dftrack.data.parallel import QUICK, spread
-from dftrack.data.pictures import MAX_BYTES, PictureError, decode, open_regular
-from dftrack.errors import DataError
+from dftrack.data.rows import Decoded, Row, Stamp, fill_row, write_all
 from dftrack.files import sync_folder
 
 PIXELS, INDEX = "pixels.u8", "index.json"
-
-Stamp = tuple[int, int, int]  # (bytes, mtime, ctime in nanoseconds): what a file looks like from outside
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """What became of one file."""
-
-    content: str = ""  # hex sha256 of the file
-    reason: str = ""  # why it cannot be read; its row is then empty
-
-
-def stamp_of(path: Path) -> Stamp | None:
-    """What the file looks like from outside; None if it is not there."""
-    try:
-        return _of(path.stat())
-    except (OSError, ValueError):
-        return None
-
-
-def _of(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def build(place: Path, listing: Listing, stamps: Sequence[Stamp | None], size: int, progress: Progress | None) -> None:
@@ -71,23 +47,14 @@ def build(place: Path, listing: Listing, stamps: Sequence[Stamp | None], size: i
 def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: int, progress: Progress | None) -> None:
     """Write pixels and index of the listed pictures into `folder`, and sync them."""
     total, row_bytes = len(listing.pictures), size * size * 3
+    rows = [
+        Row(place * row_bytes, picture.path, picture.name, stamp)
+        for place, (picture, stamp) in enumerate(zip(listing.pictures, stamps, strict=True))
+    ]
     target = os.open(folder / PIXELS, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         _reserve(target, total * row_bytes)  # a full disk says so now, not after an hour
-
-        def work(row: int) -> Decoded:
-            return _decode_into(target, row * row_bytes, listing.pictures[row], stamps[row], size)
-
-        results: list[Decoded] = []
-        with (
-            warnings.catch_warnings(),
-            closing(spread(work, range(total), together=QUICK)) as stream,
-        ):  # closed before `target` is: nobody writes after that
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
-            for result in stream:
-                results.append(result)
-                if progress:
-                    progress("decoding pictures", len(results), total)
+        results = _decode(target, rows, size, progress)
         reasons = {row: result.reason for row, result in enumerate(results) if result.reason}
         _close_gaps(target, reasons.keys(), total, row_bytes)
         os.fsync(target)
@@ -106,32 +73,23 @@ def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: 
     sync_folder(folder)
 
 
-def _decode_into(target: int, offset: int, picture: Picture, stamp: Stamp | None, size: int) -> Decoded:
-    """Decode one file and write its pixels at `offset` of the file handle `target`."""
-    try:
-        with open_regular(picture.path) as handle:
-            status = os.fstat(handle.fileno())
-            if _of(status) != stamp:
-                raise DataError(
-                    f"{picture.name!r} changed while it was being read",
-                    "run it again when nothing writes to the pictures",
-                )
-            if status.st_size > MAX_BYTES:
-                return Decoded(reason=f"over {MAX_BYTES >> 20} MiB")
-            content = handle.read()
-        pixels = decode(content, size).data.cast("B")
-    except PictureError as error:
-        return Decoded(reason=error.message)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        return Decoded(reason=getattr(error, "strerror", None) or str(error))
-    _write_all(target, pixels, offset)
-    return Decoded(content=sha256(content).hexdigest())
+def _decode(target: int, rows: Sequence[Row], size: int, progress: Progress | None) -> list[Decoded]:
+    """What became of each row; the pixels are in `target`."""
+    results: list[Decoded] = []
 
+    def work(row: Row) -> Decoded:
+        return fill_row(target, row, size)
 
-def _write_all(target: int, content: memoryview, offset: int) -> None:
-    while content:
-        written = os.pwrite(target, content, offset)
-        content, offset = content[written:], offset + written
+    with (
+        warnings.catch_warnings(),
+        closing(spread(work, rows, together=QUICK)) as stream,
+    ):  # all ended before `target` is closed: nobody writes after that
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
+        for result in stream:
+            results.append(result)
+            if progress:
+                progress("decoding pictures", len(results), len(rows))
+    return results
 
 
 def _reserve(target: int, size: int) -> None:
@@ -147,7 +105,7 @@ def _close_gaps(target: int, gaps: Collection[int], total: int, row_bytes: int) 
     place = min(empty, default=total)
     for row in range(place, total):
         if row not in empty:
-            _write_all(target, memoryview(os.pread(target, row_bytes, row * row_bytes)), place * row_bytes)
+            write_all(target, memoryview(os.pread(target, row_bytes, row * row_bytes)), place * row_bytes)
             place += 1
     os.ftruncate(target, place * row_bytes)
 

@@ -16,10 +16,11 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from dftrack.data.decoding import stamp_of
 from dftrack.data.folder import Picture, Progress
 from dftrack.data.parallel import QUICK, spread
-from dftrack.data.pictures import PictureError, decode, read_bytes
+from dftrack.data.pictures import decode
+from dftrack.data.rows import stamp_of
+from dftrack.data.upright import PictureError, read_bytes
 from dftrack.files import write_text
 
 FORMAT = 1  # raise it when the same files give other identities

@@ -18,10 +18,10 @@ from typing import Any
 
 from dftrack.config import Leaks
 from dftrack.data.audit import Audit, audit, blocking
-from dftrack.data.decoding import Stamp, stamp_of
 from dftrack.data.findings import SAME, Finding, Pair
 from dftrack.data.folder import Listing, Progress
 from dftrack.data.identity import identities_place, kept_identities
+from dftrack.data.rows import Stamp, stamp_of
 from dftrack.data.shortcuts import Shortcut
 from dftrack.errors import DataError
 from dftrack.files import write_text

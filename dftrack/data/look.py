@@ -15,7 +15,8 @@ from PIL import Image
 from dftrack.data.folder import USUAL_SIZE, Picture
 from dftrack.data.identity import Identity, identity
 from dftrack.data.parallel import QUICK, spread
-from dftrack.data.pictures import FORMATS, PictureError, decode, read_bytes
+from dftrack.data.pictures import decode
+from dftrack.data.upright import FORMATS, PictureError, read_bytes
 
 # The luma table of the JPEG standard (ITU-T T.81, table K.1), which libjpeg scales by the quality.
 STANDARD_LUMA = (

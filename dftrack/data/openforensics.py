@@ -21,7 +21,8 @@ from dftrack.data.coco import Annotation, AnnotationError, Index, Scene, read_an
 from dftrack.data.crops import Square, crop_jpeg, mask_png, square_around
 from dftrack.data.journal import Face, Journal, SceneDone
 from dftrack.data.parallel import spread
-from dftrack.data.pictures import PictureError, decode
+from dftrack.data.pictures import decode
+from dftrack.data.upright import PictureError
 from dftrack.errors import DataError, require
 from dftrack.files import write_many, write_text
 

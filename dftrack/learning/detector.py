@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from dftrack.config import Config, Value, vary
-from dftrack.data.pictures import PictureError, decode
+from dftrack.data.pictures import decode
+from dftrack.data.upright import PictureError
 from dftrack.errors import DetectorError, DftrackError, StoreError
 from dftrack.files import sha256, sync_folder, usual_mode, write_aside, write_text
 from dftrack.learning.model import MEAN, STD, FaceCNN, build_model
