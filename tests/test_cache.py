@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -238,6 +239,45 @@ def test_a_disk_that_fails_at_any_step_leaves_nothing(
             opened(faces, home)
     assert [path for path in (home / "cache").iterdir() if path.is_dir()] == []
     assert opened(faces, home).counts()["val"] == {"real": 6, "fake": 6}
+
+
+def test_a_write_that_failed_is_told_though_the_kernel_tells_only_the_first_sync(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, [0]
+
+    def failing_once(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == 1:
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(decoding, "SYNC_BYTES", 10 * 16 * 16 * 3)
+    monkeypatch.setattr(os, "fsync", failing_once)
+    with pytest.raises(StoreError, match="Input/output error"):
+        opened(faces, tmp_path / "home")
+    assert leftovers(tmp_path / "home") == []
+
+
+def test_pictures_are_synced_while_others_are_decoded(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, done_at = [0], list[int]()
+    real, synced = os.fsync, threading.Event()
+
+    def noted(handle: int) -> None:
+        done_at.append(told[0])
+        real(handle)
+        synced.set()
+
+    def wait_for_a_sync(what: str, done: int, total: int) -> None:
+        told[0] = done
+        assert what != "decoding pictures" or done < 20 or synced.wait(20)
+
+    monkeypatch.setattr(decoding, "SYNC_BYTES", 10 * 16 * 16 * 3)
+    monkeypatch.setattr(os, "fsync", noted)
+    open_data(DataConfig(source=str(faces), image_size=16), tmp_path / "home", wait_for_a_sync)
+    assert done_at[0] <= 20, "nothing was synced before all were decoded"
 
 
 def test_a_short_write_is_completed(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

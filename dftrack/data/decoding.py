@@ -10,6 +10,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,7 @@ from dftrack.data.rows import Decoded, Row, Stamp, fill_row, write_all
 from dftrack.files import sync_folder
 
 PIXELS, INDEX = "pixels.u8", "index.json"
+SYNC_BYTES = 64 << 20  # decoded between two syncs: the disk works while the processors do
 
 
 def build(place: Path, listing: Listing, stamps: Sequence[Stamp | None], size: int, progress: Progress | None) -> None:
@@ -74,21 +76,28 @@ def _fill(folder: Path, listing: Listing, stamps: Sequence[Stamp | None], size: 
 
 
 def _decode(target: int, rows: Sequence[Row], size: int, progress: Progress | None) -> list[Decoded]:
-    """What became of each row; the pixels are in `target`."""
+    """What became of each row; the pixels are in `target`, and most of them on the disk."""
     results: list[Decoded] = []
+    synced: list[Future[None]] = []
+    rows_a_sync = max(1, SYNC_BYTES // (size * size * 3))
 
     def work(row: Row) -> Decoded:
         return fill_row(target, row, size)
 
     with (
         warnings.catch_warnings(),
+        ThreadPoolExecutor(1, thread_name_prefix="dftrack-sync") as syncing,
         closing(spread(work, rows, together=QUICK)) as stream,
     ):  # all ended before `target` is closed: nobody writes after that
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
         for result in stream:
             results.append(result)
+            if len(results) % rows_a_sync == 0 and (not synced or synced[-1].done()):
+                synced.append(syncing.submit(os.fsync, target))
             if progress:
                 progress("decoding pictures", len(results), len(rows))
+    for each in synced:
+        each.result()  # of a write that failed the kernel tells once
     return results
 
 
