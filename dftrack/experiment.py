@@ -122,7 +122,7 @@ def run_experiment(
         run = _start_run(tracker, folder, config, data, plan, {"run.device": device, "run.precision": precision})
         with _closing(run, folder):
             record_start(run, data, opened=("train", "val", *(data.test_splits if plan.open_tests else ())))
-            prepare("getting ready to train", 0, 1)  # 7 s the first time on a machine: see learning/fused.py
+            prepare("getting ready to train", 0, 1)  # some seconds the first time on a machine: see learning/fused.py
             training = Training(config, data, device, precision, folder)
             prepare("getting ready to train", 1, 1)
             yield Started(
