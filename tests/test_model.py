@@ -113,3 +113,12 @@ def test_normalising_is_imagenet_standardisation_in_channels_last() -> None:
     got = normalise(pixels)
     torch.testing.assert_close(got.double(), expected.permute(0, 3, 1, 2), rtol=1e-5, atol=1e-6)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_batch_norm_that_is_set_to_evaluate_keeps_its_statistics_in_a_model_that_trains() -> None:
+    model = build_model(ModelConfig(), 16).train()
+    model.bn1.eval()
+    before = [norm.running_mean.clone() for norm in (model.bn1, model.bn2)]
+    model(torch.randn(4, 3, 16, 16))
+    assert torch.equal(model.bn1.running_mean, before[0])
+    assert not torch.equal(model.bn2.running_mean, before[1])
