@@ -51,7 +51,7 @@ def norm_pool_relu(maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def load(dtype: torch.dtype) -> None:
-    """Compile what maps of `dtype` need, or read it from where it was kept: 5 to 10 s, or a second at most, once in a process."""
+    """Compile what maps of `dtype` need (5 to 10 s), or read it from where it was kept (1 s), once in a process."""
     compiled.load(KERNELS, partial(_works, dtype))
 
 
