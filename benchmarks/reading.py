@@ -3,7 +3,8 @@
 Wanted: 20 times cheaper an image than PIL from the second epoch on; decoding at 90 % of cores x one core's rate.
 A batch counts when it is ready for the network: (32, 3, S, S) float32, normalised. Files and array are in the kernel's
 cache on both sides. One core's rate is the library's decoding alone: bytes in memory -> (S, S, 3) uint8. Decoding is
-measured on the files as they are and on the same pictures at --side pixels, as photographs and frames come.
+measured on the files as they are and on the same pictures at --side pixels, as photographs and frames come. Beside it
+stands the floor that the disk sets: as many pixels written and synced, with nothing decoded.
 """
 
 import dataclasses
@@ -101,6 +102,20 @@ def build(task: Task, count: int) -> float:
     return len(train) / seconds
 
 
+def disk(task: Task, count: int) -> float:
+    """Images/s of writing as many decoded pictures and syncing them, on one thread."""
+    some = os.urandom(64 * task.size * task.size * 3)
+    target = task.store / "disk"
+    began = time.perf_counter()
+    with open(target, "wb", buffering=0) as handle:
+        for _ in range(0, count, 64):
+            handle.write(some)
+        os.fsync(handle.fileno())
+    seconds = time.perf_counter() - began
+    target.unlink()
+    return (count + 63) // 64 * 64 / seconds
+
+
 def enlarged(task: Task, side: int, count: int) -> Task:
     """The task with its first pictures of train as JPEG files (quality 90) of side x side pixels."""
     folder = task.store / f"enlarged-{side}-{count}"
@@ -118,7 +133,12 @@ def decoding(task: Task, what: str, count: int, turns: int) -> None:
     """Measure decoding once, and print."""
     cores = len(os.sched_getaffinity(0))
     rates = in_turn(
-        {"one core": partial(fresh, one_core, task, count), "dftrack": partial(fresh, build, task, count)}, turns
+        {
+            "one core": partial(fresh, one_core, task, count),
+            "dftrack": partial(fresh, build, task, count),
+            "the disk alone": partial(fresh, disk, task, count),
+        },
+        turns,
     )
     share = median(rates["dftrack"]) / (cores * median(rates["one core"]))
     show(
