@@ -7,8 +7,9 @@ The same numbers are looked for in steps. dftrack's loop and the plain loop arou
 tensors, must agree bit for bit in fp32. Both networks with their optimizers must agree in float64. The losses of fp32
 of dftrack and the plain script themselves need not stay within 1e-4: one pooling window whose two largest values are
 nearly equal, chosen otherwise, is enough to part them, and the plain script parts from itself in the same way when
-only its memory layout changes or its first weights move by 1e-7 (--nudges). NOT SO to 1e-4 may stand where nothing is
-wrong; the line below it holds dftrack to twice what those changes do to the plain script.
+only its memory layout changes or its first weights move by 1e-7 (--nudges). So each loss is also taken from the very
+weights that the plain script has before that step: these must be within 1e-4. NOT SO to 1e-4 for the two trainings may
+stand where nothing is wrong; the line below it holds dftrack to twice what those changes do to the plain script.
 
 Reading is included on both sides: the plain script opens
 files with PIL at every step, dftrack takes rows of its decoded array (made before, see reading.py).
@@ -18,6 +19,7 @@ files with PIL at every step, dftrack takes rows of its decoded array (made befo
 import argparse
 import itertools
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -104,6 +106,26 @@ def in_float64(task: Task) -> float:
     return furthest(*losses)
 
 
+def from_the_same_weights(task: Task) -> float:
+    """Furthest relative difference of the losses in fp32 when dftrack has the plain weights before each step."""
+    train = open_faces(task.faces, task.size, task.store).splits["train"]
+    order = Batches(train, batch_size=task.batch_size, seed=task.seed).order(1)[: task.steps * task.batch_size]
+    model, found = plain_model(task.size, task.seed), []
+    own = build_model(ModelConfig(), task.size)
+    seeded = same_dropout(task.seed, 1)
+
+    def compared() -> Iterator[Sequence[torch.Tensor]]:
+        loader = plain_loader(files_of(train), task.size, task.batch_size, order=order)
+        for step, (images, labels) in enumerate(loader):
+            own.load_state_dict(model.state_dict(), strict=False)  # all but the biases that BatchNorm takes away
+            seeded(step)
+            found.append(torch.nn.functional.cross_entropy(own(images), labels).item())
+            yield images, labels
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    return furthest(list(train_plain(model, compared(), optimizer, before_step=seeded)), found)
+
+
 def same_loop(task: Task) -> bool:
     """Whether dftrack's loop gives the losses of the plain loop around dftrack's network, bit for bit, in fp32."""
     train = open_faces(task.faces, task.size, task.store).splits["train"]
@@ -182,6 +204,8 @@ def same_numbers(task: Task, expected: list[float], found: list[float], given) -
     expected, found = expected[:STEPS_COMPARED], found[:STEPS_COMPARED]
     small = replace(task, size=given.exact_size, steps=min(STEPS_COMPARED, task.steps))
     equal, exact = fresh(same_loop, small), fresh(in_float64, small)
+    steps = min(STEPS_COMPARED, task.steps)
+    stepwise = fresh(from_the_same_weights, replace(task, steps=steps))
     apart = furthest(expected, found)
     said, own = f"{apart:.1e} at most in {len(expected)} steps", {}
     if apart > SAME:
@@ -194,6 +218,11 @@ def same_numbers(task: Task, expected: list[float], found: list[float], given) -
     return [
         Check(f"same loop bit for bit in fp32 at {given.exact_size} px", equal, f"{small.steps} losses"),
         Check(f"losses within {SAME:.0e} in float64 at {given.exact_size} px", exact <= SAME, f"{exact:.1e}"),
+        Check(
+            f"losses of fp32 within {SAME:.0e}, each from the plain script's weights",
+            stepwise <= SAME,
+            f"{stepwise:.1e} at most in {steps} steps",
+        ),
         Check(f"losses of fp32 within {SAME:.0e}", apart <= SAME, said),
         Check(
             f"or within twice the plain script's own, {limit:.1e}",
