@@ -161,7 +161,7 @@ def test_an_evaluation_without_test_splits_is_no_opening(search: Search) -> None
     assert (len(before), len(openings(tracker, "f" * 32))) == (0, 1)
 
 
-@pytest.mark.parametrize(("taken", "pause"), [(0.5, 60), (47, 940)])
+@pytest.mark.parametrize(("taken", "pause"), [(0.5, 60), (12, 1200)])
 def test_a_report_that_takes_long_is_written_more_rarely(
     taken: float, pause: float, search: Search, monkeypatch: pytest.MonkeyPatch
 ) -> None:

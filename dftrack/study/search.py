@@ -15,7 +15,7 @@ from dftrack.study.workers import run_workers
 from dftrack.tracking import KEY_TAG
 
 REFRESH_SECONDS = 60.0  # at least so long between two reports while trials train,
-REFRESH_TIMES = 20  # and so many times what the last one took: meanwhile nobody listens to the workers
+REFRESH_TIMES = 100  # and so many times what the last one took: it takes a core from those who train
 
 
 class Search:
