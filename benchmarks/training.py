@@ -202,10 +202,10 @@ def main() -> None:
 def same_numbers(task: Task, expected: list[float], found: list[float], given) -> list[Check]:  # type: ignore[no-untyped-def]
     """Whether dftrack computes what the plain script computes, see above."""
     expected, found = expected[:STEPS_COMPARED], found[:STEPS_COMPARED]
-    small = replace(task, size=given.exact_size, steps=min(STEPS_COMPARED, task.steps))
+    compared = replace(task, steps=min(STEPS_COMPARED, task.steps))
+    small = replace(compared, size=given.exact_size)
     equal, exact = fresh(same_loop, small), fresh(in_float64, small)
-    steps = min(STEPS_COMPARED, task.steps)
-    stepwise = fresh(from_the_same_weights, replace(task, steps=steps))
+    stepwise = fresh(from_the_same_weights, compared)
     apart = furthest(expected, found)
     said, own = f"{apart:.1e} at most in {len(expected)} steps", {}
     if apart > SAME:
@@ -221,7 +221,7 @@ def same_numbers(task: Task, expected: list[float], found: list[float], given) -
         Check(
             f"losses of fp32 within {SAME:.0e}, each from the plain script's weights",
             stepwise <= SAME,
-            f"{stepwise:.1e} at most in {steps} steps",
+            f"{stepwise:.1e} at most in {compared.steps} steps",
         ),
         Check(f"losses of fp32 within {SAME:.0e}", apart <= SAME, said),
         Check(
