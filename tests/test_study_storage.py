@@ -5,6 +5,7 @@ import errno
 import fcntl
 import gc
 import multiprocessing
+import random
 import shutil
 import socket
 import sqlite3
@@ -348,6 +349,71 @@ def test_one_worker_is_given_the_same_trials_again(template: Path, tmp_path: Pat
         finish_all(queue(opened, lives, tmp_path))
         found.append([record.params for record in records(opened)])
     assert found[0] == found[1]
+
+
+def played(opened: OpenStudy, crew: list[Queue], seed: int) -> list[tuple[int, dict[str, object], str]]:
+    """Let the workers do the study, one of them slow, in a random order: who asks next, whose training ends next."""
+    rng = random.Random(seed)
+    paces = [1 if index == seed % len(crew) else 9 for index in range(len(crew))]
+    at_work: dict[int, Job] = {}
+    while True:
+        index = rng.choices(range(len(crew)), paces)[0]
+        if job := at_work.pop(index, None):
+            do(crew[index], job)
+            continue
+        answer = crew[index].next_job()
+        if isinstance(answer, Done):
+            return [(record.number, dict(record.params), record.status) for record in records(opened)]
+        if isinstance(answer, Job):
+            at_work[index] = answer
+
+
+def test_several_workers_are_given_the_same_trials_again_whoever_is_quicker(
+    template: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    found = []
+    for seed in range(3):
+        path = Path(shutil.copy(template, tmp_path / f"{seed}.db"))
+        opened = standins.opened(path, standins.definition(), trials=24)
+        opened.note_workers(3)
+        found.append(played(opened, [queue(opened, lives, tmp_path) for _ in range(3)], seed))
+    assert found[0] == found[1] == found[2], "a seed must mean the same search, however the processes take turns"
+
+
+def test_a_worker_waits_for_values_that_its_suggestion_is_made_from_and_no_longer(
+    place: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    opened = standins.opened(place, standins.definition())
+    opened.note_workers(2)
+    quick, slow = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
+    job = slow.next_job()
+    for _ in range(11):
+        do(quick, quick.next_job())
+    assert quick.next_job() == Wait(1), "trial 12 is made from the trials up to 9: the slow one has trial 0"
+    do(slow, job)
+    assert trial_of(quick.next_job()) == 12
+    for number in (13, 14):
+        job = slow.next_job()
+        assert trial_of(job) == number
+        do(slow, job)
+    assert slow.next_job() == Wait(1), "trial 15 is made from the trials up to 12, which is being trained"
+    again = standins.opened(place, standins.definition())
+    again.note_workers(9)
+    assert again.workers() == 2, "what it was begun with stays"
+
+
+def test_more_workers_than_a_study_was_begun_with_do_not_wait(place: Path, tmp_path: Path, lives: list[Life]) -> None:
+    opened = standins.opened(place, standins.definition())
+    opened.note_workers(1)
+    first, second, third = (queue(opened, lives, tmp_path) for _ in range(3))
+    for _ in range(11):
+        do(first, first.next_job())
+    assert [trial_of(one.next_job()) for one in (first, second, third)] == [11, 12, 13]
+
+
+def trial_of(job: Job | Wait | Done) -> int:
+    assert isinstance(job, Job), job
+    return job.trial
 
 
 def test_two_workers_are_never_given_the_same_trial(place: Path, tmp_path: Path, lives: list[Life]) -> None:

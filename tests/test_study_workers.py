@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -27,7 +28,7 @@ from dftrack.study.opening import OpenStudy, load, reopen
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage
 from dftrack.study.worker import Train
-from dftrack.study.workers import environments, find_gpus, run_workers
+from dftrack.study.workers import environments, find_gpus, how_many_pay, run_workers
 
 FLAT = """
 name = "stand-in"
@@ -356,12 +357,33 @@ def test_no_workers_are_refused(opened: OpenStudy, tmp_path: Path) -> None:
 
 def test_gpus_are_given_in_turn_and_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    found = environments(3, ("0", "1"), cores=8)
+    found = environments(3, ("0", "1"), processors=8)
     assert [each["CUDA_VISIBLE_DEVICES"] for each in found] == ["0", "1", "0"]
     assert {each["OMP_NUM_THREADS"] for each in found} == {"2"}
-    assert environments(4, (), cores=2)[0]["OMP_NUM_THREADS"] == "1", "never no thread at all"
+    assert environments(4, (), processors=2)[0]["OMP_NUM_THREADS"] == "1", "never no thread at all"
     assert "CUDA_VISIBLE_DEVICES" not in environments(1, ())[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
     assert find_gpus() == ("2", "5")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert find_gpus() == ()
+
+
+def test_as_many_workers_are_started_as_the_machine_is_best_used_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in workers._THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1, 2")
+    memory = {"available": 100 << 30}
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(**memory))
+    assert how_many_pay("cuda") == 3, "one for each card"
+    for cores, count in ((1, 1), (2, 2), (64, 4)):
+        monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)
+        assert how_many_pay("cpu") == count
+    memory["available"] = 9 << 30
+    assert how_many_pay("cpu") == 2, "each needs memory of its own"
+    memory["available"] = 1 << 30
+    assert how_many_pay("cpu") == 1
+    memory["available"] = 100 << 30
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert how_many_pay("cpu") == 1, "who says how many threads a process has is taken at his word"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert how_many_pay("cuda") == 1, "a card that the driver does not name is one"

@@ -20,6 +20,7 @@ from dftrack.study.opening import OpenStudy, open_study
 from dftrack.study.records import Reader, Record
 from dftrack.study.storage import Storage
 from dftrack.study.summary import ranking
+from dftrack.study.workers import how_many_pay
 from dftrack.tracking import Run, Tracker, open_tracker
 
 
@@ -31,7 +32,7 @@ class Request:
     store: Path
     storage: str = ""  # path or URL of the Optuna storage; "": optuna.db in the store
     trials: int | None = None  # the total; None: as before, or as the file says
-    workers: int = 1
+    workers: int | None = None  # None: as many as this machine is best used by
     new: bool = False
     command: str = ""  # what a person types to go on with it; "": made from the study's name
 
@@ -45,6 +46,7 @@ class Begun:
     data: DataSet
     study: OpenStudy
     key: str  # in the names of its runs and checkpoints
+    workers: int  # of this command
     tracker: Tracker
     run: Run  # the parent run
     reader: Reader = field(init=False)
@@ -82,33 +84,38 @@ def begin(request: Request, show: Callable[[str, int, int], None]) -> Begun:
 
     show: told how far the data are, see `open_data`.
     """
-    require(request.workers >= 1, f"--workers must be at least 1, got {request.workers}")
+    require(request.workers is None or request.workers >= 1, f"--workers must be at least 1, got {request.workers}")
     request = dataclasses.replace(request, store=request.store.expanduser())
     config = request.definition.config({})
-    _require_device(config.train)
+    workers = request.workers or how_many_pay(_require_device(config.train))
     data = open_data(config.data, request.store, show)
     definition = _at_size(request.definition, data.image_size)
     mark = fingerprint(definition, data.digest, {"dftrack": __version__})
     with ExitStack() as refused:
         storage = refused.enter_context(Storage(request.storage or request.store / "optuna.db"))
         study = open_study(storage, definition, mark, trials=request.trials, new=request.new)
+        study.note_workers(workers)
         key = storage.steady(lambda: _study_key(study))
         tracker = open_tracker(request.store)
         run = tracker.start_run(
             f"study {study.name}",
             key=parent_key(key),
-            settings=_settings(study.name, definition),
+            settings={**_settings(study.name, definition), "study.workers": storage.patiently(study.workers)},
             tags={"dftrack.kind": "study", "dftrack.study": study.name, "dftrack.data_digest": data.digest},
         )
         refused.pop_all()  # from here on, who closes the parent run closes the storage
-    return Begun(request=request, definition=definition, data=data, study=study, key=key, tracker=tracker, run=run)
+    return Begun(
+        request=request, definition=definition, data=data, study=study, key=key, workers=workers, tracker=tracker,
+        run=run,
+    )  # fmt: skip
 
 
-def _require_device(train: TrainConfig) -> None:
-    """Raise DeviceError, before any work, if the device or the precision asked for is not to be had here."""
+def _require_device(train: TrainConfig) -> str:
+    """The device. Raises DeviceError, before any work, if it or the precision asked for is not to be had here."""
     device = pick_device(train.device)
     if train.precision != "auto":  # to answer that, a card would be occupied; it is never refused
         pick_precision(train.precision, device)
+    return device
 
 
 def _at_size(definition: StudyDefinition, size: int) -> StudyDefinition:

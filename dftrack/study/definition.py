@@ -38,7 +38,7 @@ class StudyDefinition:
     metric: str = "val/roc_auc"
     direction: Direction = "maximize"
     sampler: Sampler = "tpe"
-    seed: int = 0  # of the sampler: the same seed asks for the same trials, as long as one worker does the work
+    seed: int = 0  # of the sampler: the same seed asks for the same trials, if the study begins with as many workers
     trials: int = 30  # how many there are in the end
     base: Mapping[str, Value] = dataclasses.field(default_factory=dict)  # settings that all trials share
     enqueue: tuple[Params, ...] = ()  # the first trials, each a whole point of the space

@@ -21,10 +21,11 @@ from dftrack.study.halving import Status, plan
 from dftrack.study.liveness import Watch, Worker, is_free
 from dftrack.study.opening import OpenStudy
 from dftrack.study.records import BEAT, CLAIM, ENDS, REASON, TRACEBACK, Claim, Reader, Record, to_record
-from dftrack.study.sampling import distributions, suggest
+from dftrack.study.sampling import distributions, looked_at, suggest
 from dftrack.study.space import Params
 
 T = TypeVar("T")
+AHEAD = 2  # trials that each further worker may be ahead of the slowest one, while TPE learns from their values
 MOST_DEATHS = 3  # a trial is taken up again twice; a third death is its end
 
 
@@ -108,6 +109,7 @@ class Queue:
         self._ended: dict[int, Ended] = {}  # since the lock was taken
         self._exhausted = False  # every point of the space has been tried
         self._total = definition.total(study.storage.patiently(study.trials))
+        self._workers = study.storage.patiently(study.workers)
         self._beats = 0
         self._left_alone: dict[int, float] = {}  # trial -> until when (monotonic)
 
@@ -203,11 +205,20 @@ class Queue:
             self._end(record, TrialState.FAIL, f"its worker died {MOST_DEATHS} times")
         return None
 
-    def _begin(self, records: Sequence[Record]) -> Job | None:
-        """A new trial, if there are to be more: written whole, with its claim."""
+    def _begin(self, records: Sequence[Record]) -> Job | Wait | None:
+        """A new trial, if there are to be more: written whole, with its claim.
+
+        Where the sampler looks at a trial that another worker is at, it waits for its value: the study asks for the
+        same trials every time. Not where more workers are at it than it was begun with: they would be in vain.
+        """
         if len(records) >= self._total or self._exhausted:
             return None
-        params = suggest(self._definition, records)
+        ahead = AHEAD * (self._workers - 1)
+        running = sum(record.status == "running" for record in records)
+        unknown = any(record.status == "running" for record in looked_at(self._definition, records, ahead))
+        if unknown and running < self._workers:
+            return Wait(running)
+        params = suggest(self._definition, records, ahead)
         if params is None:
             self._exhausted = True
             return None

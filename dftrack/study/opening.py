@@ -16,8 +16,8 @@ from dftrack.study.fingerprint import Fingerprint, differences
 from dftrack.study.storage import Storage
 
 # Attributes of a study in the storage. OWNER: the name in its study file, which tells `cnn-2` that a fresh start of
-# `cnn` made from one whose file is called so.
-FINGERPRINT, TRIALS, EPOCHS, OWNER = "fingerprint", "trials", "epochs", "definition"
+# `cnn` made from one whose file is called so. WORKERS: of the command that made it.
+FINGERPRINT, TRIALS, EPOCHS, OWNER, WORKERS = "fingerprint", "trials", "epochs", "definition", "workers"
 
 
 class StudyChanged(StoreError):  # noqa: N818 - says what happened
@@ -45,6 +45,15 @@ class OpenStudy:
             hint = "if dftrack study was killed while it made it, the same command again mends it"
             raise StoreError(f"the study {self.name!r} in {self.storage.place} was not made by dftrack study", hint)
         return int(noted)
+
+    def workers(self) -> int:
+        """How many workers it was begun with, for which its suggestions are spaced; 1 where nobody noted it."""
+        return int(self.storage.backend.get_study_user_attrs(self.study_id).get(WORKERS, 1))
+
+    def note_workers(self, count: int) -> None:
+        """Say how many workers it begins with, if it is new."""
+        if self.is_new:
+            self.storage.patiently(lambda: self.storage.backend.set_study_user_attr(self.study_id, WORKERS, count))
 
     def epochs(self) -> int | None:
         """Passes of a trial that reaches the end, as the study was made with; None: not noted."""

@@ -3,7 +3,10 @@
 In the storage a paused trial is RUNNING, and TPE takes running trials for bad ones (its constant liar). In the view
 it is PRUNED with the values it has, as every trial that was overtaken. The view is made of the storage's records for
 one suggestion and thrown away; the sampler's seed is the study's and the trial's number, so that no two workers are
-given the same suggestion and one worker alone is given the same ones again.
+given the same suggestion.
+
+Which trials a suggestion is made from goes by their numbers, not by who was quicker: all but the last `ahead` ones,
+which others may be at. So several workers, too, are given the same suggestions again, in this order and every time.
 """
 
 import hashlib
@@ -24,6 +27,7 @@ from dftrack.study.definition import StudyDefinition
 from dftrack.study.records import Record
 from dftrack.study.space import Choice, Float, Params, Space, points
 
+LEARNS_FROM = 10  # trials: TPE draws at random until it sees so many
 REPEATS = 8  # suggestions that are asked for before a point that has been tried is replaced by a random one
 
 
@@ -40,10 +44,17 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return found
 
 
-def suggest(definition: StudyDefinition, records: Sequence[Record]) -> Params | None:
+def looked_at(definition: StudyDefinition, records: Sequence[Record], ahead: int = 0) -> Sequence[Record]:
+    """The trials from which the next suggestion is made: all but the last `ahead`; none where nothing is learnt yet."""
+    seen = records[: max(0, len(records) - ahead)]
+    return seen if definition.sampler == "tpe" and len(seen) >= LEARNS_FROM else []
+
+
+def suggest(definition: StudyDefinition, records: Sequence[Record], ahead: int = 0) -> Params | None:
     """The parameters of the next trial: an enqueued point, or the sampler's, and never one that has been tried.
 
-    Returns None if every point of the space has been tried.
+    ahead: how many of the last trials the sampler does not look at. Returns None if every point of the space has been
+    tried.
     """
     tried = {_key(record.params) for record in records}
     for point in definition.enqueue:
@@ -55,7 +66,8 @@ def suggest(definition: StudyDefinition, records: Sequence[Record]) -> Params | 
         random.Random(definition.seed).shuffle(grid)  # a part of the grid is then a fair sample of it
         return next((point for point in grid if _key(point) not in tried), None)
     dimensions = distributions(definition.space)
-    view = _View([_show(record, dimensions) for record in records if record.status != "failed"])
+    seen = looked_at(definition, records, ahead)
+    view = _View([_show(record, dimensions) for record in seen if record.status != "failed"])
     for repeat in range(REPEATS):
         seed = _seed(definition.seed, number, repeat)
         if _key(point := _ask(definition, _sampler(definition.sampler, seed), view)) not in tried:
@@ -116,7 +128,7 @@ def _ask(definition: StudyDefinition, sampler: BaseSampler, view: _View) -> dict
 
 
 def _sampler(kind: str, seed: int) -> BaseSampler:
-    return TPESampler(seed=seed) if kind == "tpe" else RandomSampler(seed=seed)
+    return TPESampler(seed=seed, n_startup_trials=LEARNS_FROM) if kind == "tpe" else RandomSampler(seed=seed)
 
 
 def _seed(*words: int) -> int:

@@ -44,7 +44,7 @@ class Search:
             on_ended=TrialCloser(begun.request.store, begun.key),
         )
         if ended < total:  # else only the winner's trainings are left
-            run_workers(work, begun.request.workers, self._hear, check=self.stop.check)
+            run_workers(work, begun.workers, self._hear, check=self.stop.check)
         self._mend()
 
     def _hear(self, event: Event) -> None:

@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+import psutil
+
+from dftrack.data.parallel import cores
 from dftrack.errors import TrainingError, require
 from dftrack.runtime import catch_stop_requests
 from dftrack.study.events import Event, Finished, Progress, Refused, WorkerDied
 from dftrack.study.worker import Work, run_worker
 
+MOST_ON_A_PROCESSOR = 4  # workers, unless more are asked for: the sampler learns from fewer trials the more there are
+MEMORY_EACH = 4 << 30  # bytes for a worker to be started unasked; one takes 2.7 GB at 224 px in fp32
 STOP_SECONDS = 120.0  # a worker that has not come to a safe point by then is killed; its trial is taken up again later
 MOST_DEATHS_IN_A_ROW = 8  # per worker, without an epoch done by anybody
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -145,10 +150,22 @@ def _stop(crew: _Crew, on_event: Callable[[Event], None]) -> None:
             crew.leave(pipe)
 
 
-def environments(count: int, gpus: tuple[str, ...], cores: int | None = None) -> list[dict[str, str]]:
+def how_many_pay(device: str) -> int:
+    """How many workers this machine is best used by: one for each GPU, a few for a processor.
+
+    The threads of one training wait for each other many times a step, so two trainings of one thread do more in an hour
+    than one of two: see docs/performance.md. Who has set how many threads a process may have is not second-guessed.
+    """
+    if device == "cuda":
+        return max(1, len(find_gpus()))
+    if any(name in os.environ for name in _THREAD_VARIABLES):
+        return 1
+    return max(1, min(MOST_ON_A_PROCESSOR, cores(), psutil.virtual_memory().available // MEMORY_EACH))
+
+
+def environments(count: int, gpus: tuple[str, ...], processors: int | None = None) -> list[dict[str, str]]:
     """What each worker's environment adds: a GPU in turn, and its share of the processor's threads (at least one)."""
-    usable = cores or len(os.sched_getaffinity(0))
-    threads = str(max(1, usable // count))
+    threads = str(max(1, (processors or cores()) // count))
     shared = {name: os.environ.get(name, threads) for name in _THREAD_VARIABLES}
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}) for index in range(count)]
 
