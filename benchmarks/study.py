@@ -4,7 +4,8 @@ Wanted: a winner as good with a quarter of the epochs, 4 times faster on the clo
 default study; every trial of the peers trains with dftrack's own loop, so that only the search is compared. Plain
 Optuna: TPE, storage in memory, no tracking. Ray Tune: random search with ASHA (1, 3, 10), one trial at a time. All have
 the baseline first. dftrack's time holds imports, the store, records and reports, but no final trainings (the peers have
-none). One core or two makes no difference to who wins: each gets all of them.
+none). It starts as many workers as it does by itself, with a share of the cores each; the peers train one trial at a
+time on all cores.
 """
 
 import importlib.util
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from material import open_faces
 from side_by_side import Check, Report, arguments, fresh, in_turn, show
+
+from dftrack.study.workers import how_many_pay
 
 WITHIN = 0.005  # AUC: as good
 BASELINE = {"train.learning_rate": 1e-4, "model.dropout": 0.5, "model.kernel_size": 3}
@@ -150,7 +153,7 @@ def timed(work: Callable[[Search, int], tuple[int, float]], search: Search, seed
 
 
 def dftrack_study(search: Search, seed: int) -> Turn:
-    """`dftrack study` as typed, with one worker and a store of its own."""
+    """`dftrack study` as typed, with a store of its own."""
     from dftrack.study.definition import find_study_file
 
     text = find_study_file("default").read_text()
@@ -217,7 +220,12 @@ def main() -> None:
             unit="s",
             samples={name: [turn.seconds for turn in of] for name, of in turns.items()},
             more_is_better=False,
-            setting={"trials": given.trials, "epochs": given.epochs, "turns": given.turns, "workers": 1},
+            setting={
+                "trials": given.trials,
+                "epochs": given.epochs,
+                "turns": given.turns,
+                "workers": how_many_pay("cpu"),
+            },
             checks=[
                 Check(f"winner's val AUC at most {100 * WITHIN:.1f} points below, mean of turns", lost <= WITHIN,
                       f"{100 * lost:+.2f} points lost; {len(full)} turns are few: see replay_halving.py for 1,000"),
