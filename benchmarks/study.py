@@ -195,6 +195,7 @@ def main() -> None:
         seeds[name] = seeds.get(name, -1) + 1
         return seeds[name]
 
+    workers = how_many_pay("cpu")
     contenders: dict[str, Callable[[], Turn]] = {
         "plain Optuna": lambda: timed(plain_optuna, search, next_seed("plain")),
         "dftrack study": lambda: dftrack_study(search, next_seed("dftrack")),
@@ -224,7 +225,7 @@ def main() -> None:
                 "trials": given.trials,
                 "epochs": given.epochs,
                 "turns": given.turns,
-                "workers": how_many_pay("cpu"),
+                "workers": workers,
             },
             checks=[
                 Check(f"winner's val AUC at most {100 * WITHIN:.1f} points below, mean of turns", lost <= WITHIN,

@@ -292,6 +292,8 @@ def test_a_study_on_a_device_that_is_not_there_is_refused_before_any_trial(dftra
     if not torch.cuda.is_available():
         refused(dftrack("study", "--device", "cuda", "--store", store), 5, "train.device is cuda")
     refused(dftrack("study", "--device", "cpu", "--precision", "fp16", "--store", store), 5, "fp16 needs a CUDA card")
+    said = dftrack("study", "--workers", 1, "--device", "cpu", "--precision", "fp16", "--store", store)
+    refused(said, 5, "fp16 needs a CUDA card")
     assert not (store / "optuna.db").exists(), "nothing must have begun"
 
 

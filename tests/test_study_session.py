@@ -86,6 +86,28 @@ READINGS: dict[str, Callable[[Search], object]] = {
 }
 
 
+def test_a_study_goes_on_with_as_many_workers_as_it_was_begun_with_unless_told_otherwise(
+    template_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(template_store / "mlflow.db", store / "mlflow.db")
+    faces = make_faces(tmp_path / "faces", train=8, val=4, test=4)
+    definition = standins.definition(TEXT).revised({"data.source": str(faces), "data.image_size": 16})
+    monkeypatch.setattr("dftrack.study.begun.how_many_pay", lambda device: 3)
+    asked, at_work, noted = (None, None, 1, None, 2), [], []
+    for number, workers in enumerate(asked):
+        if number == 1:
+            monkeypatch.setattr("dftrack.study.begun.how_many_pay", lambda device: 4)  # more memory is free now
+        request = Request(definition=definition, store=store, workers=workers, new=number == 4)
+        begun = begin(request, lambda what, done, total: None)
+        at_work.append(begun.workers)
+        noted.append(begun.tracker.find_run(begun.run.run_id).settings["study.workers"])
+        begun.study.storage.close()
+    assert at_work == [3, 3, 1, 3, 2]
+    assert noted == ["3", "3", "3", "3", "2"], "what the suggestions are spaced for does not change"
+
+
 @pytest.mark.parametrize("what", READINGS)
 def test_a_storage_that_fails_for_a_moment_does_not_end_the_command(
     what: str, search: Search, monkeypatch: pytest.MonkeyPatch

@@ -236,8 +236,9 @@ def test_a_study_of_the_same_name_by_another_program_is_refused(place: Path) -> 
 def test_a_study_whose_maker_was_killed_before_its_fingerprint_is_continued(place: Path) -> None:
     with plain_optuna(place) as storage:
         optuna.create_study(storage=storage, study_name="stand-in", direction="maximize")
-    opened = standins.opened(place, standins.definition())
+    opened = standins.opened(place, standins.definition(), workers=3)
     assert opened.trials() == 30
+    assert opened.workers() == 3
     assert standins.opened(place, standins.definition()).name == "stand-in"
 
 
@@ -374,8 +375,7 @@ def test_several_workers_are_given_the_same_trials_again_whoever_is_quicker(
     found = []
     for seed in range(3):
         path = Path(shutil.copy(template, tmp_path / f"{seed}.db"))
-        opened = standins.opened(path, standins.definition(), trials=24)
-        opened.note_workers(3)
+        opened = standins.opened(path, standins.definition(), trials=24, workers=3)
         found.append(played(opened, [queue(opened, lives, tmp_path) for _ in range(3)], seed))
     assert found[0] == found[1] == found[2], "a seed must mean the same search, however the processes take turns"
 
@@ -383,8 +383,7 @@ def test_several_workers_are_given_the_same_trials_again_whoever_is_quicker(
 def test_a_worker_waits_for_values_that_its_suggestion_is_made_from_and_no_longer(
     place: Path, tmp_path: Path, lives: list[Life]
 ) -> None:
-    opened = standins.opened(place, standins.definition())
-    opened.note_workers(2)
+    opened = standins.opened(place, standins.definition(), workers=2)
     quick, slow = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
     job = slow.next_job()
     for _ in range(11):
@@ -397,18 +396,43 @@ def test_a_worker_waits_for_values_that_its_suggestion_is_made_from_and_no_longe
         assert trial_of(job) == number
         do(slow, job)
     assert slow.next_job() == Wait(1), "trial 15 is made from the trials up to 12, which is being trained"
-    again = standins.opened(place, standins.definition())
-    again.note_workers(9)
+    again = standins.opened(place, standins.definition(), workers=9)
     assert again.workers() == 2, "what it was begun with stays"
 
 
 def test_more_workers_than_a_study_was_begun_with_do_not_wait(place: Path, tmp_path: Path, lives: list[Life]) -> None:
-    opened = standins.opened(place, standins.definition())
-    opened.note_workers(1)
+    opened = standins.opened(place, standins.definition(), workers=1)
     first, second, third = (queue(opened, lives, tmp_path) for _ in range(3))
     for _ in range(11):
         do(first, first.next_job())
     assert [trial_of(one.next_job()) for one in (first, second, third)] == [11, 12, 13]
+
+
+def test_nobody_waits_for_values_that_decide_nothing(place: Path, tmp_path: Path, lives: list[Life]) -> None:
+    points = [
+        f"{{ train.learning_rate = {rate}e-5, model.dropout = 0.1, model.kernel_size = 3 }}" for rate in range(1, 15)
+    ]
+    text = standins.STUDY.replace('"baseline"', f"[{', '.join(points)}]")
+    opened = standins.opened(place, standins.definition(text), workers=2)
+    quick, slow = queue(opened, lives, tmp_path, text), queue(opened, lives, tmp_path, text)
+    slow.next_job()
+    for number in range(1, 14):
+        job = quick.next_job()
+        assert trial_of(job) == number, "what is enqueued is made from no values"
+        do(quick, job)
+    assert quick.next_job() == Wait(1)
+
+
+def test_a_trial_that_was_promoted_keeps_no_worker_from_those_of_a_longer_total(
+    place: Path, tmp_path: Path, lives: list[Life]
+) -> None:
+    opened = standins.opened(place, standins.definition(), trials=12, workers=2)
+    first, second = queue(opened, lives, tmp_path), queue(opened, lives, tmp_path)
+    while isinstance(job := first.next_job(), Job) and job.start_epoch == 0:
+        do(first, job)
+    assert isinstance(job, Job) and job.trial < 10
+    standins.opened(place, standins.definition(), trials=15)
+    assert trial_of(second.next_job()) == 12
 
 
 def trial_of(job: Job | Wait | Done) -> int:

@@ -368,7 +368,9 @@ def test_gpus_are_given_in_turn_and_threads_are_shared_out(monkeypatch: pytest.M
     assert find_gpus() == ()
 
 
-def test_as_many_workers_are_started_as_the_machine_is_best_used_by(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_workers_are_started_as_the_machine_is_best_used_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in workers._THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1, 2")
@@ -383,6 +385,13 @@ def test_as_many_workers_are_started_as_the_machine_is_best_used_by(monkeypatch:
     memory["available"] = 1 << 30
     assert how_many_pay("cpu") == 1
     memory["available"] = 100 << 30
+    limits = (tmp_path / "memory.max", tmp_path / "missing")
+    monkeypatch.setattr(workers, "MEMORY_LIMITS", limits)
+    limits[0].write_text("max\n")
+    assert how_many_pay("cpu") == 4
+    limits[0].write_text(f"{9 << 30}\n")
+    assert how_many_pay("cpu") == 2, "a container may have less than its machine"
+    limits[0].unlink()
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert how_many_pay("cpu") == 1, "who says how many threads a process has is taken at his word"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -33,7 +33,10 @@ def study(
         int | None, typer.Option(help="How many trials there are in the end [as before, else the study file's].")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that train trials at the same time [as this machine does best].")
+        int | None,
+        typer.Option(
+            help="Processes that train trials at the same time [as before; at first as this machine does best]."
+        ),
     ] = None,
     study_file: StudyFile = "default",
     data: Annotated[str | None, typer.Option(help="'sample', a folder, or a manifest.csv [sample].")] = None,

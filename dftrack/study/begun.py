@@ -32,7 +32,7 @@ class Request:
     store: Path
     storage: str = ""  # path or URL of the Optuna storage; "": optuna.db in the store
     trials: int | None = None  # the total; None: as before, or as the file says
-    workers: int | None = None  # None: as many as this machine is best used by
+    workers: int | None = None  # None: as many as it was begun with; a new study: as this machine is best used by
     new: bool = False
     command: str = ""  # what a person types to go on with it; "": made from the study's name
 
@@ -87,26 +87,27 @@ def begin(request: Request, show: Callable[[str, int, int], None]) -> Begun:
     require(request.workers is None or request.workers >= 1, f"--workers must be at least 1, got {request.workers}")
     request = dataclasses.replace(request, store=request.store.expanduser())
     config = request.definition.config({})
-    workers = request.workers or how_many_pay(_require_device(config.train))
+    device = _require_device(config.train)
     data = open_data(config.data, request.store, show)
     definition = _at_size(request.definition, data.image_size)
     mark = fingerprint(definition, data.digest, {"dftrack": __version__})
     with ExitStack() as refused:
         storage = refused.enter_context(Storage(request.storage or request.store / "optuna.db"))
-        study = open_study(storage, definition, mark, trials=request.trials, new=request.new)
-        study.note_workers(workers)
+        begins_with = request.workers or how_many_pay(device)
+        study = open_study(storage, definition, mark, trials=request.trials, new=request.new, workers=begins_with)
+        noted = storage.patiently(study.workers)
         key = storage.steady(lambda: _study_key(study))
         tracker = open_tracker(request.store)
         run = tracker.start_run(
             f"study {study.name}",
             key=parent_key(key),
-            settings={**_settings(study.name, definition), "study.workers": storage.patiently(study.workers)},
+            settings={**_settings(study.name, definition), "study.workers": noted},
             tags={"dftrack.kind": "study", "dftrack.study": study.name, "dftrack.data_digest": data.digest},
         )
         refused.pop_all()  # from here on, who closes the parent run closes the storage
     return Begun(
-        request=request, definition=definition, data=data, study=study, key=key, workers=workers, tracker=tracker,
-        run=run,
+        request=request, definition=definition, data=data, study=study, key=key, workers=request.workers or noted,
+        tracker=tracker, run=run,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from dftrack.study.sampling import distributions, looked_at, suggest
 from dftrack.study.space import Params
 
 T = TypeVar("T")
-AHEAD = 2  # trials that each further worker may be ahead of the slowest one, while TPE learns from their values
+SLACK = 3  # trials at most that the sampler does without, beyond those at work, so that nobody waits for a slow one
 MOST_DEATHS = 3  # a trial is taken up again twice; a third death is its end
 
 
@@ -213,9 +213,13 @@ class Queue:
         """
         if len(records) >= self._total or self._exhausted:
             return None
-        ahead = AHEAD * (self._workers - 1)
+        others = self._workers - 1
+        ahead = others + min(others, SLACK)
         running = sum(record.status == "running" for record in records)
-        unknown = any(record.status == "running" for record in looked_at(self._definition, records, ahead))
+        unknown = any(
+            record.status == "running" and record.claim is not None and record.claim.stop == self._definition.rungs[0]
+            for record in looked_at(self._definition, records, ahead)
+        )
         if unknown and running < self._workers:
             return Wait(running)
         params = suggest(self._definition, records, ahead)

@@ -50,11 +50,6 @@ class OpenStudy:
         """How many workers it was begun with, for which its suggestions are spaced; 1 where nobody noted it."""
         return int(self.storage.backend.get_study_user_attrs(self.study_id).get(WORKERS, 1))
 
-    def note_workers(self, count: int) -> None:
-        """Say how many workers it begins with, if it is new."""
-        if self.is_new:
-            self.storage.patiently(lambda: self.storage.backend.set_study_user_attr(self.study_id, WORKERS, count))
-
     def epochs(self) -> int | None:
         """Passes of a trial that reaches the end, as the study was made with; None: not noted."""
         noted = self.storage.backend.get_study_user_attrs(self.study_id).get(EPOCHS)
@@ -62,12 +57,19 @@ class OpenStudy:
 
 
 def open_study(
-    storage: Storage, definition: StudyDefinition, mark: Fingerprint, *, trials: int | None = None, new: bool = False
+    storage: Storage,
+    definition: StudyDefinition,
+    mark: Fingerprint,
+    *,
+    trials: int | None = None,
+    new: bool = False,
+    workers: int = 1,
 ) -> OpenStudy:
     """Make the study, or continue the latest of its name.
 
     trials: how many there are in the end, those done included; None: as many as said before, or the study file says.
     new: make a fresh one beside those there are, with the next free number in its name.
+    workers: how many it begins with, unless it has begun.
     Raises StudyChanged if its fingerprint is another, StoreError if somebody else made a study of this name,
     SettingError if `trials` is no number of trials.
     """
@@ -84,6 +86,9 @@ def open_study(
                 backend.set_study_user_attr(opened.study_id, OWNER, definition.name)
             if trials is not None or TRIALS not in backend.get_study_user_attrs(opened.study_id):
                 backend.set_study_user_attr(opened.study_id, TRIALS, trials or definition.trials)
+            noted = WORKERS in backend.get_study_user_attrs(opened.study_id)
+            if not noted and not backend.get_n_trials(opened.study_id):  # its maker was killed in between
+                backend.set_study_user_attr(opened.study_id, WORKERS, workers)
             return opened
         name = _next_name(definition.name, names, studies)
         maximize = definition.direction == "maximize"
@@ -92,6 +97,7 @@ def open_study(
         backend.set_study_user_attr(study_id, FINGERPRINT, dict(mark.values))
         backend.set_study_user_attr(study_id, TRIALS, trials or definition.trials)
         backend.set_study_user_attr(study_id, EPOCHS, definition.epochs)
+        backend.set_study_user_attr(study_id, WORKERS, workers)
         return OpenStudy(storage, name, study_id, is_new=True)
 
     return storage.steady(step)

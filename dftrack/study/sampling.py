@@ -47,7 +47,8 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
 def looked_at(definition: StudyDefinition, records: Sequence[Record], ahead: int = 0) -> Sequence[Record]:
     """The trials from which the next suggestion is made: all but the last `ahead`; none where nothing is learnt yet."""
     seen = records[: max(0, len(records) - ahead)]
-    return seen if definition.sampler == "tpe" and len(seen) >= LEARNS_FROM else []
+    learns = definition.sampler == "tpe" and len(seen) >= LEARNS_FROM and not _enqueued(definition, records)
+    return seen if learns else []
 
 
 def suggest(definition: StudyDefinition, records: Sequence[Record], ahead: int = 0) -> Params | None:
@@ -56,10 +57,9 @@ def suggest(definition: StudyDefinition, records: Sequence[Record], ahead: int =
     ahead: how many of the last trials the sampler does not look at. Returns None if every point of the space has been
     tried.
     """
+    if point := _enqueued(definition, records):
+        return point
     tried = {_key(record.params) for record in records}
-    for point in definition.enqueue:
-        if _key(point) not in tried:
-            return dict(point)
     number = len(records)
     if definition.sampler == "grid":
         grid = list(points(definition.space))
@@ -80,6 +80,12 @@ def suggest(definition: StudyDefinition, records: Sequence[Record], ahead: int =
         if _key(point := _ask(definition, sampler, _View([]))) not in tried:
             return point
     raise AssertionError("unreachable")
+
+
+def _enqueued(definition: StudyDefinition, records: Sequence[Record]) -> Params | None:
+    """The first of the enqueued points that has not been tried."""
+    tried = {_key(record.params) for record in records} if definition.enqueue else set()
+    return next((dict(point) for point in definition.enqueue if _key(point) not in tried), None)
 
 
 class _View(InMemoryStorage):

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 import psutil
 
@@ -23,6 +24,8 @@ MOST_ON_A_PROCESSOR = 4  # workers, unless more are asked for: the sampler learn
 MEMORY_EACH = 4 << 30  # bytes for a worker to be started unasked; one takes 2.7 GB at 224 px in fp32
 STOP_SECONDS = 120.0  # a worker that has not come to a safe point by then is killed; its trial is taken up again later
 MOST_DEATHS_IN_A_ROW = 8  # per worker, without an epoch done by anybody
+# Where Linux says how much memory a container may have, by the second and the first version of its control groups.
+MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -158,9 +161,18 @@ def how_many_pay(device: str) -> int:
     """
     if device == "cuda":
         return max(1, len(find_gpus()))
-    if any(name in os.environ for name in _THREAD_VARIABLES):
+    if any(os.environ.get(name) for name in _THREAD_VARIABLES):
         return 1
-    return max(1, min(MOST_ON_A_PROCESSOR, cores(), psutil.virtual_memory().available // MEMORY_EACH))
+    return max(1, min(MOST_ON_A_PROCESSOR, cores(), _memory() // MEMORY_EACH))
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has left, or that the container has which this process is in."""
+    found = [psutil.virtual_memory().available]
+    for limit in MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            found.append(int(limit.read_text()))
+    return min(found)
 
 
 def environments(count: int, gpus: tuple[str, ...], processors: int | None = None) -> list[dict[str, str]]:
