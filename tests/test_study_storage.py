@@ -373,11 +373,11 @@ def test_several_workers_are_given_the_same_trials_again_whoever_is_quicker(
     template: Path, tmp_path: Path, lives: list[Life]
 ) -> None:
     found = []
-    for seed in range(3):
+    for seed in range(2):
         path = Path(shutil.copy(template, tmp_path / f"{seed}.db"))
-        opened = standins.opened(path, standins.definition(), trials=24, workers=3)
+        opened = standins.opened(path, standins.definition(), trials=20, workers=3)
         found.append(played(opened, [queue(opened, lives, tmp_path) for _ in range(3)], seed))
-    assert found[0] == found[1] == found[2], "a seed must mean the same search, however the processes take turns"
+    assert found[0] == found[1], "a seed must mean the same search, however the processes take turns"
 
 
 def test_a_worker_waits_for_values_that_its_suggestion_is_made_from_and_no_longer(
