@@ -2,7 +2,8 @@
 
 Run: python benchmarks/kill_study.py STORE FACES [kills] [workers] [trials]. FACES: a data folder, small pictures do.
 Workers and the command itself are killed at random moments; a killed command is given again. At the end Optuna
-and MLflow are counted: exactly the trials asked for, each once, none RUNNING.
+and MLflow are counted: exactly the trials asked for, each once, none RUNNING. Then the same study is done again,
+undisturbed, in a store of its own: it must have the same trials, bit for bit.
 """
 
 import collections
@@ -41,8 +42,9 @@ def main(store: Path, faces: Path, kills: int = 20, workers: int = 4, trials: in
     store.mkdir(parents=True, exist_ok=True)
     file = store / "under-fire.toml"
     file.write_text(STUDY)
-    words = ["study", "--study", file, "--data", faces, "--store", store, "--workers", workers, "--trials", trials]
-    command = [sys.executable, "-m", "dftrack", *map(str, words)]
+    words = ["study", "--study", file, "--data", faces, "--workers", workers, "--trials", trials]
+    anywhere = [sys.executable, "-m", "dftrack", *map(str, words)]
+    command = [*anywhere, "--store", str(store)]
     chance, hits, began = random.Random(9), collections.Counter[str](), time.monotonic()
     while hits.total() < kills:
         process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -62,12 +64,27 @@ def main(store: Path, faces: Path, kills: int = 20, workers: int = 4, trials: in
                 process.wait()
         if process.poll() == 0:
             break
+    process.wait()  # before the next one: with more workers than it was begun with, a study may ask for other trials
     last = subprocess.run(command, capture_output=True, text=True, check=False)
-    while psutil.pid_exists(process.pid) and process.poll() is None:
-        time.sleep(0.2)
     seconds = time.monotonic() - began
     print(f"kills: {dict(hits)} of {kills} in {seconds:.0f} s; the last command ended with {last.returncode}")
     count(store)
+    subprocess.run(
+        [*anywhere, "--store", str(store / "undisturbed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+    ours, theirs = outcomes(store), outcomes(store / "undisturbed")
+    same = sum(one == other for one, other in zip(ours, theirs, strict=True))
+    print(f"as in an undisturbed study, every parameter, value and end: {same} of {len(ours)} trials")
+
+
+def outcomes(store: Path) -> list[tuple[object, ...]]:
+    """What each trial was asked for and came to, by number."""
+    (study,) = studies_in(Storage(store / "optuna.db"))
+    trials = study.storage.backend.get_all_trials(study.study_id)
+    return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in trials]
 
 
 def crew_of(process: psutil.Process) -> list[psutil.Process]:
