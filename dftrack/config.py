@@ -80,6 +80,7 @@ class TrainConfig:
     seed: int = 0  # of weights, order, dropout and augmentation
     device: Device = "auto"  # auto: cuda where there is one
     precision: Precision = "auto"  # auto: bf16 where it is native, on CUDA else fp16, on the CPU else fp32
+    compile: bool = False  # torch.compile for the step: for a card; starting takes longer, the last digits differ
     checkpoint_seconds: float = 30.0  # at least this long between two full checkpoints; 0: after every step
 
     def __post_init__(self) -> None:

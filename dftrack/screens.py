@@ -93,7 +93,9 @@ class Screen:
             self.console.print(f"[yellow]left out[/]  {escape(f'{bad.name}: {bad.reason}')}")
         if len(data.unreadable) > 5:
             self.console.print(f"          and {len(data.unreadable) - 5} more that cannot be read")
-        self.console.print(f"training  {train.epochs} epochs on {started.device} in {started.precision}")
+        here = "" if started.device == "cuda" else "; on a CPU dftrack trains faster without"
+        how = f", compiled: the first step takes up to a minute{here}" if train.compile else ""
+        self.console.print(f"training  {train.epochs} epochs on {started.device} in {started.precision}{how}")
         going_on = started.epoch > 1 or started.step > 0
         where = f", going on at epoch {started.epoch}, step {started.step + 1}" if going_on else ""
         self.console.print(f"run       {started.run_id}{where}")

@@ -1,5 +1,6 @@
 """On a CUDA card: the loop does not wait for it, training goes on from a checkpoint, scores are those of the CPU."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from dftrack.config import ModelConfig, TrainConfig
 from dftrack.data import batches as batches_module
 from dftrack.data.batches import Batches
+from dftrack.learning import training
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.evaluation import predict
 from dftrack.learning.model import build_model
@@ -23,9 +25,9 @@ TRAIN, VAL = made_split("train", 240, size=32), made_split("val", 12, size=32, s
 CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, augmentation="flip-color")
 
 
-def fresh(precision: str, optimizer: str = "adam") -> State:
+def fresh(precision: str, optimizer: str = "adam", *, compile: bool = False) -> State:
     torch.manual_seed(0)
-    config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, optimizer=optimizer)
+    config = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, optimizer=optimizer, compile=compile)
     return new_state(build_model(ModelConfig(), 32), config, images=240, precision=precision, device="cuda")
 
 
@@ -39,9 +41,10 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_nothing_waits_for_the_card_between_two_steps(precision: str) -> None:
-    events = fit(fresh(precision), drawn(), VAL, CONFIG)
+def test_nothing_waits_for_the_card_between_two_steps(precision: str, compile: bool) -> None:
+    events = fit(fresh(precision, compile=compile), drawn(), VAL, CONFIG)
     next(events)  # what is made once, is made
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -52,18 +55,18 @@ def test_nothing_waits_for_the_card_between_two_steps(precision: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_training_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, optimizer: str) -> None:
-    undisturbed = fresh(precision, optimizer)
+@pytest.mark.parametrize(("optimizer", "compile"), [("adam", False), ("adamw", False), ("sgd", False), ("adam", True)])
+def test_training_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, optimizer: str, compile: bool) -> None:
+    undisturbed = fresh(precision, optimizer, compile=compile)
     for _ in fit(undisturbed, drawn(), VAL, CONFIG):
         pass
-    stopped = fresh(precision, optimizer)
+    stopped = fresh(precision, optimizer, compile=compile)
     for _, _ in zip(range(35), fit(stopped, drawn(), VAL, CONFIG), strict=False):
         pass
     checkpoints = Checkpoints(tmp_path, every_seconds=0)
     checkpoints.save(stopped)
-    resumed = fresh(precision, optimizer)
+    resumed = fresh(precision, optimizer, compile=compile)
     assert checkpoints.restore(resumed)
     assert (resumed.epoch, resumed.step) == (stopped.epoch, stopped.step)
     assert resumed.scaler.get_scale() == stopped.scaler.get_scale()
@@ -103,6 +106,19 @@ def test_a_checkpoint_makes_nothing_wait_and_holds_the_moment_though_training_go
             assert again.scaler.state_dict()[name.removeprefix("scaler.")] == value.item()
         else:
             assert torch.equal(found[name], value), f"{name} is not what it was"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_compiled_losses_are_those_of_the_pass_as_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = []
+    for compile in (False, True):
+        state = fresh(precision, compile=compile)
+        state.model.dropout.p = 0.0  # another mask is drawn
+        found.append([float(training._train_step(state, batch).mean) for batch in islice(drawn().epoch(1), 5)])
+    np.testing.assert_allclose(*found, rtol=1e-3 if precision == "fp32" else 0.1)
 
 
 @pytest.mark.usefixtures("place")

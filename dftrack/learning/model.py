@@ -51,12 +51,16 @@ class FaceCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(HIDDEN, CLASSES)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """keep: () the share of hidden units that dropout is to leave, in place of `dropout`, for a compiled program:
+        a number it would be compiled for again.
+        """
         maps = images  # (B, 3, S, S)
         for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)):
             maps = self._reduce(conv(maps), norm)
         hidden = functional.relu(self._linear(torch.flatten(maps, start_dim=1)))  # (B, 512)
-        logits: Tensor = self.fc2(self.dropout(hidden))  # (B, 2)
+        dropped = self.dropout(hidden) if keep is None else dropped_by(hidden, keep)
+        logits: Tensor = self.fc2(dropped)  # (B, 2)
         return logits
 
     def reuse_gradient(self) -> None:
@@ -80,7 +84,8 @@ class FaceCNN(nn.Module):
 
     def _reduce(self, maps: Tensor, norm: nn.BatchNorm2d) -> Tensor:
         """(B, C, H, W) -> (B, C, H // 2, W // 2): BatchNorm, pooling, ReLU."""
-        if norm.training and maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.bfloat16):
+        ours = maps.device.type == "cpu" and maps.dtype in (torch.float32, torch.bfloat16)
+        if norm.training and ours and not torch.compiler.is_compiling():
             from dftrack.learning.fused import norm_pool_relu  # here: what only scores needs no compiler
 
             return norm_pool_relu(maps, norm)
@@ -101,6 +106,12 @@ class _SparingLinear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         spare, ctx.model.spare = ctx.model.spare, None  # the second, as in a sum over two losses, gets new memory
         return grad.mm(weight), torch.mm(grad.t(), inputs, out=spare), grad.sum(0), None
+
+
+def dropped_by(hidden: Tensor, keep: Tensor) -> Tensor:
+    """Dropout that leaves the share `keep` of `hidden`, scaled up for what is missing."""
+    drawn = torch.rand(hidden.shape, device=hidden.device)  # [0, 1), in float32 whatever `hidden` is in
+    return torch.where(drawn < keep, hidden / keep.to(hidden.dtype), 0.0)
 
 
 def build_model(config: ModelConfig, image_size: int) -> FaceCNN:

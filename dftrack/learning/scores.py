@@ -109,8 +109,10 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 def full_float32() -> Iterator[None]:
     """CUDA multiplies float32 as float32 while the block runs, not as TF32 (10 bits), its default for convolutions."""
     matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    precision = torch.backends.cuda.matmul.fp32_precision  # "none" until set; a compiled program is bound to it
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+        torch.backends.cuda.matmul.fp32_precision = precision

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from dftrack.config import TrainConfig
 from dftrack.data.batches import Batch, Batches
@@ -16,8 +15,9 @@ from dftrack.data.cache import Split
 from dftrack.errors import TrainingError
 from dftrack.learning.evaluation import Predictions, predict
 from dftrack.learning.metrics import summarise
-from dftrack.learning.model import FaceCNN, normalise
+from dftrack.learning.model import FaceCNN
 from dftrack.learning.optimizers import new_optimizer
+from dftrack.learning.program import compiled_loss_and_logits, compiling, loss_and_logits
 from dftrack.runtime import trim_allocator, tune_allocator
 
 CUDA_LOSS_EVERY = 50  # steps between two readings of the loss on a card, where reading means waiting
@@ -59,6 +59,7 @@ class State:
     precision: str  # "fp32", "bf16" or "fp16"
     scores: Tensor  # (n,) float32 P(fake) of the images trained on in this epoch, in its order
     loss_sum: Tensor  # () float64, summed over this epoch's images, nats
+    compiled_size: int | None = None  # the images of a batch that torch.compile serves; None: it serves none
     epoch: int = 1  # the one in progress, or next
     step: int = 0  # steps of it that are done
     seconds: float = 0.0  # of training in this epoch, over all processes that worked on it
@@ -75,6 +76,7 @@ def new_state(model: FaceCNN, config: TrainConfig, *, images: int, precision: st
         precision="fp32",
         scores=torch.zeros(images, dtype=torch.float32, device=device),
         loss_sum=torch.zeros((), dtype=torch.float64, device=device),
+        compiled_size=config.batch_size if config.compile else None,  # not the last, smaller one: it is one in an epoch
     )
     set_precision(state, precision)
     return state
@@ -89,7 +91,7 @@ def set_precision(state: State, precision: str) -> None:
         from dftrack.learning import fused, narrow  # here: what trains on a card needs no compiler
 
         fused.load(AUTOCAST.get(precision, torch.float32))
-        if precision == "bf16":
+        if precision == "bf16" and state.compiled_size is None:
             narrow.load(state.optimizer)
             state.model.narrow = narrow.NarrowWeight(state.model.fc1.weight)
 
@@ -168,14 +170,14 @@ def _train_step(state: State, batch: Batch) -> _Loss:
     """Forward, backward, update. An update whose loss is not finite changes no weight."""
     dtype = AUTOCAST.get(state.precision)
     device = batch.labels.device.type
-    if device == "cpu":
+    if device == "cpu" and state.compiled_size is None:
         state.model.reuse_gradient()
     state.optimizer.zero_grad(set_to_none=device != "cpu")  # on a CPU: heap stays whole
-    with torch.autocast(device, dtype) if dtype else nullcontext():
-        logits = state.model(normalise(batch.pixels))
-    logits = logits.float()
-    loss = functional.cross_entropy(logits, batch.labels)
-    torch.autograd.backward(state.scaler.scale(loss))
+    compiled = len(batch.labels) == state.compiled_size
+    run = compiled_loss_and_logits if compiled else loss_and_logits
+    with compiling() if compiled else nullcontext():
+        loss, logits = run(state.model, batch.pixels, batch.labels, dtype)
+        torch.autograd.backward(state.scaler.scale(loss))
     if not state.scaler.is_enabled():  # fused optimizers skip the update where this is 1, without waiting for the card
         state.optimizer.found_inf = (~torch.isfinite(loss.detach())).float()  # type: ignore[attr-defined] # as the scaler does
     if state.model.narrow is not None:

@@ -25,6 +25,7 @@ NOT_SEARCHED = {
     "train.seed": "the luckiest seed is not a finding; the winner is trained again with several",
     "train.device": "it says where a training runs, not what it computes",
     "train.precision": "it is a property of the machine",
+    "train.compile": "it is to change the speed, and of what is computed the last digits only",
     "train.checkpoint_seconds": "it changes nothing that is computed",
 }
 
