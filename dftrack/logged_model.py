@@ -29,7 +29,8 @@ WEIGHTS_TAG = "dftrack.weights"  # sha256 of the weights: the same ones are logg
 CONTENT_TAG = "dftrack.content"  # sha256 of all files together, see `content_digest`
 FILES = ("model.safetensors", "detector.json")  # what Detector.save wrote
 FOLDER = "artifacts"  # inside the model: where they lie
-REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")  # what loading and scoring import
+# What loading and scoring import.
+REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "simplejpeg", "torch")
 
 # Shown with the model as an example of its input: a grey PNG of 8 x 8 pixels in base64.
 GREY_PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mNogAIGyhgAgIQgARDoahcAAAAASUVORK5CYII="

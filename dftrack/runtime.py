@@ -19,7 +19,9 @@ from types import FrameType
 from dftrack import __version__
 from dftrack.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, DeviceError, Interrupted
 
-PACKAGES = ("torch", "numpy", "numba", "mlflow", "optuna", "scikit-learn", "pillow", "captum", "safetensors")
+PACKAGES = (
+    "torch", "numpy", "numba", "mlflow", "optuna", "scikit-learn", "pillow", "simplejpeg", "captum", "safetensors"
+)  # fmt: skip
 DIFF_LIMIT = 1 << 20  # bytes of an uncommitted diff that are kept
 
 TELLTALES = {"triton", "onnx"}  # their bindings write on the screen what of them is left when Python ends

@@ -23,6 +23,7 @@ MEANING = {
     "version.torch": "its kernels may compute the last digits otherwise",
     "version.numba": "may compile the same walk over the maps otherwise",
     "version.pillow": "may decode a picture otherwise",
+    "version.simplejpeg": "may decode a picture otherwise",
     "version.numpy": "may order or sum otherwise",
     "machine.processor": "another processor may use other kernels",
     "machine.gpu": "another card may use other kernels",

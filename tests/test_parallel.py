@@ -47,15 +47,6 @@ def test_the_first_exception_is_raised() -> None:
     assert found == list(range(5))
 
 
-def test_what_is_done_elsewhere_comes_in_its_place_and_the_rest_is_done_here() -> None:
-    def elsewhere(part: list[int]) -> list[int] | None:
-        time.sleep(0.002 * (part[0] % 3))
-        return [-item for item in part] if part[0] % 2 else None
-
-    stream = spread(lambda item: item, range(40), 3, together=5, elsewhere=elsewhere)
-    assert list(stream) == [-item if item // 5 % 2 else item for item in range(40)]
-
-
 def test_who_stops_early_waits_for_one_item_and_not_for_all_that_a_thread_took() -> None:
     done: list[int] = []
     begun, goes_on = threading.Event(), threading.Event()

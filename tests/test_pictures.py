@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
+from dftrack.data import upright
 from dftrack.data.pictures import decode, encode_jpeg, encode_png
-from dftrack.data.upright import MAX_PIXELS, PictureError, decode_to_bytes
+from dftrack.data.upright import MAX_PIXELS, PictureError
 
 Pixels = NDArray[np.uint8]
 
@@ -176,13 +177,70 @@ def test_every_format_and_both_ways_tell_the_orientation(kind: str, told: str) -
     assert difference(out, scene()) < 3, f"{told} of a {kind} file is passed over"
 
 
-def test_the_bytes_of_a_picture_are_those_of_its_array() -> None:
+JPEGS: dict[str, tuple[str, dict[str, object]]] = {
+    "4:4:4": ("RGB", {"subsampling": 0}),
+    "4:2:2": ("RGB", {"subsampling": 1}),
+    "4:2:0": ("RGB", {"subsampling": 2}),
+    "4:1:1": ("RGB", {"subsampling": "4:1:1"}),
+    "grey": ("L", {}),
+    "without a colour transform": ("RGB", {"keep_rgb": True}),
+    "CMYK": ("CMYK", {}),
+    "progressive": ("RGB", {"progressive": True}),
+    "with restart markers": ("RGB", {"restart_marker_blocks": 3}),
+    "at quality 5": ("RGB", {"quality": 5}),
+}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize(("height", "width", "orientation"), [(48, 48, 1), (37, 51, 1), (37, 51, 6), (1, 9, 1)])
+def test_a_jpeg_has_the_bits_that_pillow_gives_it(kind: str, height: int, width: int, orientation: int) -> None:
+    mode, options = JPEGS[kind]
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.fromarray(scene())
-    for content in (stored(image, "JPEG", exif=exif), stored(image.convert("LA"), "PNG"), stored(image, "WEBP")):
-        assert decode_to_bytes(content, 40) == decode(content, 40).tobytes()
-        assert decode_to_bytes(content, 48) == decode(content, 48).tobytes()
+    if orientation > 1:
+        exif[0x0112] = orientation
+    content = stored(Image.fromarray(pixels).convert(mode), "JPEG", exif=exif, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    np.testing.assert_array_equal(decode(content), expected)
+    np.testing.assert_array_equal(decode(content, 48), expected.resize((48, 48), Image.Resampling.BILINEAR))
+    decode(content)[0, 0] = 0  # whoever asked may write on it
+
+
+def test_small_jpegs_do_not_go_through_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = (stored(Image.fromarray(scene(side, side)), "JPEG") for side in (48, 1100))
+    loaded: list[tuple[int, int]] = []
+    real = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loaded.append(image.size) or real(image))
+    decode(small), decode(small, 48), decode(small, 20)
+    assert not loaded
+    decode(large)
+    assert loaded[0] == (1100, 1100), "a large one would lie in memory twice"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of broken EXIF
+def test_a_damaged_jpeg_is_judged_as_by_pillow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(content: bytes) -> bytes | str:
+        try:
+            return decode(content).tobytes()
+        except PictureError as error:
+            return error.message
+
+    rng = np.random.default_rng(3)
+    whole = [
+        stored(Image.fromarray(scene(40, 56)).convert(mode), "JPEG", **options) for mode, options in JPEGS.values()
+    ]
+    damaged = []
+    for content in whole * 40:
+        bad = bytearray(content)
+        for place in rng.integers(2, len(bad), rng.integers(1, 4)):
+            bad[place] = rng.integers(0, 256)
+        cut, gap = (int(place) for place in rng.integers(2, len(content), 2))
+        damaged += [bytes(bad), content[:cut], content[:gap] + content[gap + 3 :], content + b"more"]
+    found = [outcome(content) for content in damaged]
+    monkeypatch.setattr(upright, "_plain_jpeg", lambda content: None)
+    expected = [outcome(content) for content in damaged]
+    assert found == expected
+    assert {type(one) for one in expected} == {bytes, str}, "some can be read, some cannot"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of broken EXIF

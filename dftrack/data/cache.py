@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
 from dftrack.config import DataConfig
@@ -27,6 +26,7 @@ from dftrack.data.one_process import one_process
 from dftrack.data.pixel_file import map_pixels
 from dftrack.data.rows import Stamp, stamp_of
 from dftrack.data.sources import find_pictures
+from dftrack.data.upright import DECODERS
 from dftrack.errors import DataError, StoreError
 
 FORMAT = 1  # raise it whenever the same files come out as other numbers, or the folder is laid out anew
@@ -239,7 +239,7 @@ def _key(listing: Listing, stamps: Sequence[Stamp | None], size: int, part: bool
     """FAMILY-STATE: the source and size, whole or without its copies, then everything listed."""
     whose = [os.path.abspath(listing.root), listing.source, size, *(["part"] if part else [])]
     family = sha256(json.dumps(whose).encode())
-    state = sha256(json.dumps([FORMAT, PIL.__version__, os.path.abspath(listing.root), size]).encode())
+    state = sha256(json.dumps([FORMAT, *DECODERS, os.path.abspath(listing.root), size]).encode())
     for picture, stamp in zip(listing.pictures, stamps, strict=True):
         state.update(json.dumps([picture.name, picture.label, picture.split, picture.group, stamp]).encode())
     return f"{family.hexdigest()[:12]}-{state.hexdigest()[:20]}"

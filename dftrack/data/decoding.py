@@ -17,7 +17,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dftrack.data.decoding_helpers import Helpers, how_many
 from dftrack.data.folder import Listing, Picture, Progress
 from dftrack.data.parallel import QUICK, spread
 from dftrack.data.rows import Decoded, Row, Stamp, fill_row, write_all
@@ -81,7 +80,6 @@ def _decode(target: int, rows: Sequence[Row], size: int, progress: Progress | No
     results: list[Decoded] = []
     synced: list[Future[None]] = []
     rows_a_sync = max(1, SYNC_BYTES // (size * size * 3))
-    helpers = Helpers(how_many(rows), target, size)
 
     def work(row: Row) -> Decoded:
         return fill_row(target, row, size)
@@ -89,8 +87,7 @@ def _decode(target: int, rows: Sequence[Row], size: int, progress: Progress | No
     with (
         warnings.catch_warnings(),
         ThreadPoolExecutor(1, thread_name_prefix="dftrack-sync") as syncing,
-        closing(spread(work, rows, together=QUICK, elsewhere=helpers.fill)) as stream,
-        helpers,  # ended first: who waits for one of them need not wait any more
+        closing(spread(work, rows, together=QUICK)) as stream,
     ):  # all ended before `target` is closed: nobody writes after that
         warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken EXIF blocks, which cost nothing
         for result in stream:

@@ -13,14 +13,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import PIL
 from numpy.typing import NDArray
 
 from dftrack.data.folder import Picture, Progress
 from dftrack.data.parallel import QUICK, spread
 from dftrack.data.pictures import decode
 from dftrack.data.rows import stamp_of
-from dftrack.data.upright import PictureError, read_bytes
+from dftrack.data.upright import DECODERS, PictureError, read_bytes
 from dftrack.files import write_text
 
 FORMAT = 1  # raise it when the same files give other identities
@@ -90,7 +89,7 @@ def _identify(path: Path) -> Identity | None:
 
 
 def _key(pictures: Sequence[Picture]) -> str:
-    state = sha256(json.dumps([FORMAT, PIL.__version__]).encode())
+    state = sha256(json.dumps([FORMAT, *DECODERS]).encode())
     for picture in pictures:
         state.update(json.dumps([picture.name, os.path.abspath(picture.path), stamp_of(picture.path)]).encode())
     return state.hexdigest()[:20]

@@ -25,24 +25,19 @@ def spread(
     workers: int | None = None,
     *,
     together: int = 1,
-    elsewhere: Callable[[list[Item]], list[Answer] | None] | None = None,
 ) -> Generator[Answer, None, None]:
     """Yield work(item) in the order of `items`, on `workers` threads (one per core); few items are in flight at a time.
 
     together: how many items a thread takes at once. Of quick work (a file of some kB) many: threads that come for each
     item hinder each other: on two cores JPEGs of 224 px were decoded at 1,600 a second, and at 2,000 sixteen together.
-    elsewhere: lets another process do what a thread has taken, and waits for it; None: the thread does it itself.
-    Threads, as Pillow, hashlib and file calls release the interpreter lock; processes pay for many small files, see
-    `decoding_helpers`. The first exception of `work` is raised here; when the caller stops early, waiting items are
-    dropped.
+    Threads, as simplejpeg, Pillow, hashlib and file calls release the interpreter lock. The first exception of `work`
+    is raised here; when the caller stops early, waiting items are dropped.
     """
     pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="dftrack-data")
     waiting: deque[Future[list[Answer]]] = deque()
     left, stopped = iter(items), Event()
 
     def several(part: list[Item]) -> list[Answer]:
-        if elsewhere and (done := elsewhere(part)) is not None:
-            return done
         return [work(item) for item in part if not stopped.is_set()]
 
     try:

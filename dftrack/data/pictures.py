@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from dftrack.data.upright import decode_as, read_bytes
+from dftrack.data.upright import decode_bytes, read_bytes
 
 Pixels = NDArray[np.uint8]
 
@@ -22,7 +22,7 @@ def decode(source: Path | bytes, size: int | None = None, *, ground: str = "whit
     Raises PictureError if the file is missing, empty, truncated, damaged, of another format, or over MAX_PIXELS
     (known from its header: nothing is allocated for it).
     """
-    return decode_as(source if isinstance(source, bytes) else read_bytes(source), size, ground, np.array)
+    return decode_bytes(source if isinstance(source, bytes) else read_bytes(source), size, ground)
 
 
 def encode_jpeg(pixels: Pixels, quality: int = 90) -> bytes:

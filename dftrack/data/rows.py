@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from dftrack.data.upright import MAX_BYTES, PictureError, decode_to_bytes, open_regular
+from dftrack.data.pictures import decode
+from dftrack.data.upright import MAX_BYTES, PictureError, open_regular
 from dftrack.errors import DataError
 
 Stamp = tuple[int, int, int]  # (bytes, mtime, ctime in nanoseconds): what a file looks like from outside
@@ -57,12 +58,12 @@ def fill_row(target: int, row: Row, size: int) -> Decoded:
             if status.st_size > MAX_BYTES:
                 return Decoded(reason=f"over {MAX_BYTES >> 20} MiB")
             content = handle.read()
-        pixels = decode_to_bytes(content, size)
+        pixels = decode(content, size)
     except PictureError as error:
         return Decoded(reason=error.message)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         return Decoded(reason=getattr(error, "strerror", None) or str(error))
-    write_all(target, memoryview(pixels), row.offset)
+    write_all(target, pixels.data.cast("B"), row.offset)
     return Decoded(content=sha256(content).hexdigest())
 
 
