@@ -120,11 +120,18 @@ def build_model(config: ModelConfig, image_size: int) -> FaceCNN:
     return model.to(memory_format=torch.channels_last)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, scaled to [0, 1], ImageNet mean taken off, channels last."""
-    constants = _sent_once if pixels.is_cuda else _scale_and_shift
-    scale, shift = constants(pixels.device)
+def normalise(pixels: Tensor, constants: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, scaled to [0, 1], ImageNet mean taken off, channels last.
+
+    constants: of `normalising`, for a compiled program: it would make, and send, them in each step.
+    """
+    scale, shift = constants or normalising(pixels.device)
     return torch.addcmul(shift, pixels.to(torch.float32), scale).permute(0, 3, 1, 2)
+
+
+def normalising(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3,) factors and (3,) summands that `normalise` takes. A card is sent them once: to send is to wait for it."""
+    return _sent_once(device) if device.type == "cuda" else _scale_and_shift(device)
 
 
 def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
@@ -134,9 +141,7 @@ def _scale_and_shift(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @cache
 def _sent_once(device: torch.device) -> tuple[Tensor, Tensor]:
-    """For a card: to send them in every step would be to wait for it in every step. Not for the CPU: a tracer's
-    stand-ins would be kept.
-    """
+    """Not for the CPU: a tracer's stand-ins would be kept."""
     with torch.inference_mode(False):
         return _scale_and_shift(device)
 

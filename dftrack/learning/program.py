@@ -13,22 +13,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from dftrack.errors import DeviceError
-from dftrack.learning.model import FaceCNN, normalise
+from dftrack.learning.model import FaceCNN, normalise, normalising
 
 SHAPES = 64  # programs that a process may hold; torch's own limit of 8 is met by a study over kernel and batch size
 
 
-def loss_and_logits(
-    model: FaceCNN, pixels: Tensor, labels: Tensor, dtype: torch.dtype | None, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def loss_and_logits(model: FaceCNN, pixels: Tensor, labels: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
     """() cross-entropy in nats, the mean over the batch, and (B, 2) float32 logits.
 
-    pixels: (B, S, S, 3) as a Batch has them. dtype: of autocast, None: float32. keep: see `FaceCNN.forward`.
+    pixels: (B, S, S, 3) as a Batch has them. dtype: of autocast, None: float32.
     """
-    with torch.autocast(pixels.device.type, dtype) if dtype else nullcontext():
-        logits = model(normalise(pixels), keep)
-    logits = logits.float()
-    return functional.cross_entropy(logits, labels), logits
+    return _pass(model, pixels, labels, dtype, normalising(pixels.device), None)
 
 
 def compiled_loss_and_logits(
@@ -40,7 +35,22 @@ def compiled_loss_and_logits(
     the program makes gradients as torch does.
     """
     keep = torch.full((), 1 - model.dropout.p, device=pixels.device)  # filled there: sending it would be waiting
-    return _program()(model, pixels, labels, dtype, keep)
+    return _program()(model, pixels, labels, dtype, normalising(pixels.device), keep)
+
+
+def _pass(
+    model: FaceCNN,
+    pixels: Tensor,
+    labels: Tensor,
+    dtype: torch.dtype | None,
+    constants: tuple[Tensor, Tensor],
+    keep: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """constants, keep: see `normalise` and `FaceCNN.forward`."""
+    with torch.autocast(pixels.device.type, dtype) if dtype else nullcontext():
+        logits = model(normalise(pixels, constants), keep)
+    logits = logits.float()
+    return functional.cross_entropy(logits, labels), logits
 
 
 @cache
@@ -48,7 +58,7 @@ def _program() -> Callable[..., tuple[Tensor, Tensor]]:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = SHAPES
-    return torch.compile(loss_and_logits, fullgraph=True, dynamic=False)
+    return torch.compile(_pass, fullgraph=True, dynamic=False)
 
 
 @contextmanager
