@@ -51,7 +51,7 @@ def show_status(status: StudyStatus, metric: str) -> None:
     rows = [
         ("trials", f"{status.ended} of {status.total} ended ({counts or 'none begun'})"),
         ("epochs", f"{status.epochs_spent} of {status.epochs_planned}"),
-        ("workers", str(len(status.workers)) if status.workers else "none alive"),
+        ("workers", f"{len(status.workers) or 'none'} alive, begun with {status.begun_with}"),
         ("final trainings", f"{status.finals_done} of {status.finals_planned}"),
         ("elapsed", _duration(status.seconds_elapsed)),
         ("left", _duration(status.seconds_left)),

@@ -24,6 +24,9 @@ PACKAGES = (
 )  # fmt: skip
 DIFF_LIMIT = 1 << 20  # bytes of an uncommitted diff that are kept
 
+# Who sets one of these says how many threads a process is to have.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 TELLTALES = {"triton", "onnx"}  # their bindings write on the screen what of them is left when Python ends
 
 CPUINFO = Path("/proc/cpuinfo")  # Linux
@@ -66,6 +69,17 @@ def _close_databases_and_freeze() -> None:
         for engine in [thing for thing in gc.get_objects() if type(thing) is sqlalchemy.Engine]:
             engine.dispose()
     gc.freeze()
+
+
+def limit_threads(most: int) -> None:
+    """Let torch compute with `most` threads at most, unless the environment says how many.
+
+    By itself it counts the processors of a machine, also where its container may have the time of a few of them only.
+    """
+    import torch
+
+    if torch.get_num_threads() > most and not any(os.environ.get(name) for name in THREAD_VARIABLES):
+        torch.set_num_threads(most)
 
 
 def pick_device(wanted: str) -> str:

@@ -1,12 +1,15 @@
 """Work on many items at once: every answer, in order, few at a time, and an end whenever it is wanted."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from dftrack.data.parallel import spread
+from dftrack.data import parallel
+from dftrack.data.parallel import cores, spread
 
 
 @pytest.mark.parametrize("together", [1, 4, 100])
@@ -63,3 +66,18 @@ def test_who_stops_early_waits_for_one_item_and_not_for_all_that_a_thread_took()
     threading.Timer(0.2, goes_on.set).start()
     stream.close()
     assert done == list(range(18))
+
+
+def test_a_container_s_share_of_the_processors_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second, first = (tmp_path / "cpu.max",), (tmp_path / "quota", tmp_path / "period")
+    monkeypatch.setattr(parallel, "PROCESSOR_LIMITS", (second, first))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    assert cores() == 16
+    for text, number in (("max 100000", 16), ("250000 100000", 3), ("50000 100000", 1), ("9900000 100000", 16)):
+        second[0].write_text(text + "\n")
+        assert cores() == number, text
+    second[0].unlink()
+    for quota, number in (("-1", 16), ("400000", 4)):
+        first[0].write_text(quota + "\n")
+        first[1].write_text("100000\n")
+        assert cores() == number, f"{quota} by the first version"

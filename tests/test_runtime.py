@@ -11,7 +11,16 @@ import torch
 
 from dftrack import runtime
 from dftrack.errors import DeviceError, Interrupted
-from dftrack.runtime import catch_stop_requests, cpu_has_bf16, pick_device, pick_precision, provenance, tune_allocator
+from dftrack.runtime import (
+    THREAD_VARIABLES,
+    catch_stop_requests,
+    cpu_has_bf16,
+    limit_threads,
+    pick_device,
+    pick_precision,
+    provenance,
+    tune_allocator,
+)
 
 
 @pytest.mark.parametrize("library", ["json", "triton", "onnx"])
@@ -102,3 +111,20 @@ def test_the_allocator_can_be_tuned_without_changing_a_bit() -> None:
     before = values @ values
     tune_allocator()
     assert torch.equal(before, values @ values)
+
+
+def test_a_training_takes_no_more_threads_than_it_may_unless_somebody_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        limit_threads(3)
+        assert torch.get_num_threads() == 3
+        limit_threads(8)
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        limit_threads(2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

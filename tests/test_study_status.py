@@ -69,6 +69,7 @@ def test_a_study_that_has_not_begun_has_no_times_and_nothing_best(study: OpenStu
     assert now.counts == {"running": 0, "paused": 0, "complete": 0, "pruned": 0, "failed": 0}
     assert (now.best, now.seconds_elapsed, now.seconds_left, now.workers) == (None, None, None, ())
     assert (now.finals_done, now.finals_planned, now.tests_opened) == (0, 3, 0)
+    assert now.begun_with == study.workers() == 1
 
 
 def test_a_worker_at_work_is_shown_with_its_trial_and_epoch(

@@ -371,7 +371,7 @@ def test_gpus_are_given_in_turn_and_threads_are_shared_out(monkeypatch: pytest.M
 def test_as_many_workers_are_started_as_the_machine_is_best_used_by(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in workers._THREAD_VARIABLES:
+    for name in workers.THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 1, 2")
     memory = {"available": 100 << 30}

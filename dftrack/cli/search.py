@@ -67,7 +67,8 @@ def study(
     definition = read_study(find_study_file(study_file)).revised(changes)
 
     from dftrack import render, render_study
-    from dftrack.runtime import catch_stop_requests
+    from dftrack.data.parallel import cores
+    from dftrack.runtime import catch_stop_requests, limit_threads
     from dftrack.screens import StudyScreen
     from dftrack.study.begun import Request
     from dftrack.study.session import run_study
@@ -81,6 +82,7 @@ def study(
         new=new,
         command=_again(sys.argv[1:]),
     )
+    limit_threads(cores())
     try:
         with catch_stop_requests() as stop, StudyScreen(definition) as screen:
             outcome = run_study(request, screen.show, stop)

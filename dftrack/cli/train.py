@@ -133,10 +133,12 @@ def _data_ahead(config: "Config", store: Path) -> AbstractContextManager[None]:
 
 def _run(config: "Config", store: Path) -> "Result":
     """Run one experiment with a live screen; returns its result."""
+    from dftrack.data.parallel import cores
     from dftrack.experiment import Result, run_experiment
-    from dftrack.runtime import catch_stop_requests
+    from dftrack.runtime import catch_stop_requests, limit_threads
     from dftrack.screens import Screen
 
+    limit_threads(cores())
     with catch_stop_requests() as stop, Screen() as screen:
         for event in run_experiment(config, store, stop=stop, watch=screen.show):
             screen.show(event)

@@ -1,13 +1,22 @@
 """The same work on many items, on all cores at once."""
 
+import math
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
+from pathlib import Path
 from threading import Event
 from typing import TypeVar
 
+# Where Linux says how much time of its processors a container may have, by the second and the first version of its
+# control groups: quota and period.
+PROCESSOR_LIMITS = (
+    (Path("/sys/fs/cgroup/cpu.max"),),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
 QUICK = 16  # files of pictures that a thread reads, decodes or hashes at once
 
 Item = TypeVar("Item")
@@ -15,8 +24,18 @@ Answer = TypeVar("Answer")
 
 
 def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: those it may run on, or what its container may have of their time."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([here, *(math.ceil(quota / period) for quota, period in _quotas())])
+
+
+def _quotas() -> Iterator[tuple[int, int]]:
+    """(microseconds of work, microseconds in which that may be done), where Linux limits them."""
+    for limit in PROCESSOR_LIMITS:
+        with suppress(OSError, ValueError):  # no such file; too few or other words in it, as "max"
+            quota, period = " ".join(path.read_text() for path in limit).split()
+            if int(quota) > 0 < int(period):  # -1: no limit
+                yield int(quota), int(period)
 
 
 def spread(

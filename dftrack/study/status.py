@@ -53,6 +53,7 @@ class StudyStatus:
     epochs_planned: int  # in all, if no trial fails
     best: Best | None  # None before the first value
     workers: tuple[WorkerStatus, ...]  # by trial
+    begun_with: int  # workers, for which its suggestions are spaced
     seconds_elapsed: float | None  # from the first trial's begin to now, or to the last one's end; None: not begun
     seconds_left: float | None  # of searching, at the pace so far; None: undefined (nothing done yet, or nobody works)
     finals_done: int  # of the winner as it is now
@@ -94,6 +95,7 @@ def status(
         epochs_planned=planned,
         best=_best(records, maximize=definition.direction == "maximize"),
         workers=tuple(_worker(record, watch) for record in alive),
+        begun_with=storage.patiently(opened.workers),
         seconds_elapsed=elapsed,
         seconds_left=_left(elapsed, spent, planned, over=over, working=bool(alive)),
         finals_done=sum(run.tags.get("dftrack.trial") == winner for run in finals),

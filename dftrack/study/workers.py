@@ -16,7 +16,7 @@ import psutil
 
 from dftrack.data.parallel import cores
 from dftrack.errors import TrainingError, require
-from dftrack.runtime import catch_stop_requests
+from dftrack.runtime import THREAD_VARIABLES, catch_stop_requests
 from dftrack.study.events import Event, Finished, Progress, Refused, WorkerDied
 from dftrack.study.worker import Work, run_worker
 
@@ -26,7 +26,6 @@ STOP_SECONDS = 120.0  # a worker that has not come to a safe point by then is ki
 MOST_DEATHS_IN_A_ROW = 8  # per worker, without an epoch done by anybody
 # Where Linux says how much memory a container may have, by the second and the first version of its control groups.
 MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(slots=True)
@@ -161,7 +160,7 @@ def how_many_pay(device: str) -> int:
     """
     if device == "cuda":
         return max(1, len(find_gpus()))
-    if any(os.environ.get(name) for name in _THREAD_VARIABLES):
+    if any(os.environ.get(name) for name in THREAD_VARIABLES):
         return 1
     return max(1, min(MOST_ON_A_PROCESSOR, cores(), _memory() // MEMORY_EACH))
 
@@ -178,7 +177,7 @@ def _memory() -> int:
 def environments(count: int, gpus: tuple[str, ...], processors: int | None = None) -> list[dict[str, str]]:
     """What each worker's environment adds: a GPU in turn, and its share of the processor's threads (at least one)."""
     threads = str(max(1, (processors or cores()) // count))
-    shared = {name: os.environ.get(name, threads) for name in _THREAD_VARIABLES}
+    shared = {name: os.environ.get(name, threads) for name in THREAD_VARIABLES}
     return [shared | ({"CUDA_VISIBLE_DEVICES": gpus[index % len(gpus)]} if gpus else {}) for index in range(count)]
 
 
