@@ -18,6 +18,8 @@ from dftrack.learning.model import FaceCNN
 from dftrack.learning.training import Step, new_state
 from tests.makers import made_split
 
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch on Python 3.13.0
+
 TRAIN = made_split("train", 30, size=32)
 
 

@@ -22,6 +22,8 @@ from dftrack.learning.program import compiled_loss_and_logits
 from dftrack.learning.training import State, Step, fit, new_state
 from tests.makers import made_split
 
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch on Python 3.13.0
+
 CONFIG = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3, compile=True)
 NO_DROPOUT = ModelConfig(dropout=0.0)
 TRAIN, VAL = made_split("train", 30), made_split("val", 20, seed=1)  # the last batch is a smaller one

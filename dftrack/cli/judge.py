@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
+from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, keep_to_processors, pairs
 from dftrack.errors import SettingError
 
 MOST_DIGITS = 15  # that a float can tell apart
@@ -43,6 +43,7 @@ def evaluate(
     from dftrack.screens import Screen
     from dftrack.tracking import open_tracker
 
+    keep_to_processors()
     with Screen() as screen:
         found = evaluate(
             open_tracker(existing(store)), store, Request(model, data, tuple(split or ()), device), screen.advance

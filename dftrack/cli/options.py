@@ -50,6 +50,14 @@ def pairs(
     return pairs
 
 
+def keep_to_processors() -> None:
+    """Let torch, which this imports, compute with as many threads as this process may use processors."""
+    from dftrack.data.parallel import cores
+    from dftrack.runtime import limit_threads
+
+    limit_threads(cores())
+
+
 def existing(store: Path) -> Path:
     """`store`, for a command that uses what is recorded: a mistyped one is refused, not made anew.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, pairs
+from dftrack.cli.options import STORE, Json, Store, elsewhere, existing, keep_to_processors, pairs
 from dftrack.errors import Interrupted, SettingError
 
 app = typer.Typer()
@@ -67,8 +67,7 @@ def study(
     definition = read_study(find_study_file(study_file)).revised(changes)
 
     from dftrack import render, render_study
-    from dftrack.data.parallel import cores
-    from dftrack.runtime import catch_stop_requests, limit_threads
+    from dftrack.runtime import catch_stop_requests
     from dftrack.screens import StudyScreen
     from dftrack.study.begun import Request
     from dftrack.study.session import run_study
@@ -82,7 +81,7 @@ def study(
         new=new,
         command=_again(sys.argv[1:]),
     )
-    limit_threads(cores())
+    keep_to_processors()
     try:
         with catch_stop_requests() as stop, StudyScreen(definition) as screen:
             outcome = run_study(request, screen.show, stop)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, existing, pairs
+from dftrack.cli.options import STORE, Json, Settings, Store, elsewhere, existing, keep_to_processors, pairs
 
 if TYPE_CHECKING:
     from dftrack.config import Config, Value
@@ -133,12 +133,11 @@ def _data_ahead(config: "Config", store: Path) -> AbstractContextManager[None]:
 
 def _run(config: "Config", store: Path) -> "Result":
     """Run one experiment with a live screen; returns its result."""
-    from dftrack.data.parallel import cores
     from dftrack.experiment import Result, run_experiment
-    from dftrack.runtime import catch_stop_requests, limit_threads
+    from dftrack.runtime import catch_stop_requests
     from dftrack.screens import Screen
 
-    limit_threads(cores())
+    keep_to_processors()
     with catch_stop_requests() as stop, Screen() as screen:
         for event in run_experiment(config, store, stop=stop, watch=screen.show):
             screen.show(event)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dftrack.cli.options import STORE, Json, Store, existing
+from dftrack.cli.options import STORE, Json, Store, existing, keep_to_processors
 
 app = typer.Typer()
 
@@ -62,6 +62,7 @@ def predict(
     named = find_pictures(pictures)
     finder = FaceFinder() if faces else None
     detector, run_id, described, caution = fetch_detector(existing(store), model or run)
+    keep_to_processors()
     render.warn(caution)
     panels = Panels(detector, gradcam) if gradcam is not None else None
     rows = rows_to("csv" if as_csv else "json" if as_json else "plain", faces=faces)
@@ -147,6 +148,7 @@ def serve(
         from dftrack.server import serve as serve_app
 
         detector, run_id, described, caution = fetch_detector(existing(store), model)
+        keep_to_processors()
         render.warn(caution)
         judge = partial(judge_and_explain, detector)
         names = names_for(host, taken.getsockname()[0])
