@@ -17,6 +17,7 @@ MEANING = {
     "run.threads": "sums are split among threads, so the last digits differ and grow",
     "run.device": "other kernels add in another order",
     "run.precision": "numbers are rounded otherwise",
+    "train.compile": "other kernels, and another draw of dropout",
     "train.batch_size": "other batches, another number of steps",
     "data.image_size": "other pixels",
     "data.source": "read from elsewhere; the digest says whether they are the same pictures",

@@ -1,7 +1,7 @@
 """The pass forward and its loss, as it is written or as one program that torch.compile makes of it.
 
 One program serves every model of a shape: weights and dropout are what it is given, so the second trial of a study
-compiles nothing. Making one takes seconds to half a minute, and imports torch's compiler, which takes six more.
+compiles nothing. Making one takes from seconds to a minute, and imports torch's compiler, which takes six more.
 """
 
 from collections.abc import Callable, Iterator

@@ -25,7 +25,7 @@ NOT_SEARCHED = {
     "train.seed": "the luckiest seed is not a finding; the winner is trained again with several",
     "train.device": "it says where a training runs, not what it computes",
     "train.precision": "it is a property of the machine",
-    "train.compile": "it is to change the speed, and of what is computed the last digits only",
+    "train.compile": "it is for the speed; what a trial learns it changes by chance alone",
     "train.checkpoint_seconds": "it changes nothing that is computed",
 }
 
