@@ -72,5 +72,5 @@ def compiling() -> Iterator[None]:
         reason = " ".join(str(error).split("\n\n")[0].split())  # pages of traces and advice follow
         raise DeviceError(
             f"train.compile: torch.compile fails on this machine: {reason}",
-            "it needs a C++ compiler for a CPU, Triton for a card; train.compile=false trains without it",
+            "it needs a C++ compiler for a CPU, Triton and a C compiler for a card; train.compile=false trains without",
         ) from error
