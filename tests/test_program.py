@@ -18,7 +18,7 @@ from dftrack.learning import program
 from dftrack.learning.checkpoint import Checkpoints
 from dftrack.learning.evaluation import predict
 from dftrack.learning.model import build_model, dropped_by
-from dftrack.learning.program import compiled_loss_and_logits
+from dftrack.learning.program import compiled_loss_and_logits, compiling
 from dftrack.learning.training import State, Step, fit, new_state
 from tests.makers import made_split
 
@@ -36,7 +36,8 @@ def forgotten() -> Iterator[None]:
 
     program._program.cache_clear()
     torch._dynamo.reset()
-    yield
+    with torch._dynamo.config.patch(recompile_limit=torch._dynamo.config.recompile_limit):
+        yield
     program._program.cache_clear()
     torch._dynamo.reset()
 
@@ -122,13 +123,21 @@ def test_trials_of_a_shape_share_one_program_and_evaluation_makes_no_other(made:
     assert len(made) == 2, "another kernel is another program"
 
 
-def test_a_process_may_hold_more_programs_than_torch_allows_by_itself(made: list[object]) -> None:
-    model = build_model(ModelConfig(), 16)
-    for size in range(2, 11):
+def test_a_process_holds_as_many_programs_as_we_say_and_never_goes_on_without_one(
+    made: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(size: int) -> None:
         pixels, labels = torch.from_numpy(TRAIN.pixels[:size]), torch.from_numpy(TRAIN.labels[:size])
-        with torch.no_grad():
+        with torch.no_grad(), compiling():
             compiled_loss_and_logits(model, pixels, labels, None)
-    assert len(made) == 9
+
+    assert program.SHAPES > torch._dynamo.config.recompile_limit >= 8, "torch by itself allows enough"
+    monkeypatch.setattr(program, "SHAPES", 2)
+    model = build_model(ModelConfig(), 16)
+    at(4), at(5), at(4)
+    assert len(made) == 2
+    with pytest.raises(DeviceError, match="fullgraph"):
+        at(6)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25, 0.9])

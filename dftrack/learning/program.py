@@ -64,11 +64,11 @@ def _program() -> Callable[..., tuple[Tensor, Tensor]]:
 @contextmanager
 def compiling() -> Iterator[None]:
     """Around a compiled pass there and back. Raises DeviceError where torch cannot compile it."""
-    from torch._dynamo.exc import TorchDynamoException
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     try:
         yield
-    except TorchDynamoException as error:
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
         reason = " ".join(str(error).split("\n\n")[0].split())  # pages of traces and advice follow
         raise DeviceError(
             f"train.compile: torch.compile fails on this machine: {reason}",
