@@ -1,6 +1,7 @@
 """BatchNorm, pooling and ReLU in one walk, against torch's own three in float64."""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -175,8 +176,16 @@ def load_in_a_process(cache: Path, dtype: str, threads: int = 1) -> int:
     return int(done.stdout)
 
 
-def test_kept_kernels_that_are_damaged_or_anothers_are_not_used(tmp_path: Path) -> None:
-    load_in_a_process(tmp_path, "float32")
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all kernels for float32."""
+    folder = tmp_path_factory.mktemp("kernels")
+    load_in_a_process(folder, "float32")
+    return folder
+
+
+def test_kept_kernels_that_are_damaged_or_anothers_are_not_used(compiled_once: Path, tmp_path: Path) -> None:
+    shutil.copytree(compiled_once, tmp_path, dirs_exist_ok=True)
     kept = sorted(tmp_path.rglob("*.nbc"))
     assert len(kept) == 4
     first, *_, last = kept
@@ -204,6 +213,6 @@ def test_kept_kernels_are_compiled_again_when_what_they_call_has_changed(
     assert (hits(), hits()) == (0, 1)
 
 
-def test_torch_keeps_its_number_of_threads(tmp_path: Path) -> None:
+def test_torch_keeps_its_number_of_threads(compiled_once: Path) -> None:
     """Numba's first call sets that of the library they share to all cores."""
-    assert load_in_a_process(tmp_path, "float32", threads=2) == 2
+    assert load_in_a_process(compiled_once, "float32", threads=2) == 2
